@@ -1,0 +1,42 @@
+// Float weights → QuantizedTensor.
+#ifndef NIBBLE_QUANTIZE_H_
+#define NIBBLE_QUANTIZE_H_
+
+#include "nibble/core.h"
+
+namespace nibble {
+
+enum class ScaleRule : uint8_t {
+  kMse,     ///< the candidate scale with the smallest squared error of the group (default)
+  kAbsmax,  ///< the plain rule of docs/formats.md
+};
+
+/// How an mxfp4 exponent follows from a group's largest magnitude (docs/formats.md).
+enum class MxfpRule : uint8_t {
+  kSmallestError,      ///< the candidate with the smallest squared error (default)
+  kOcp,                ///< floor(log2(amax)) - 2
+  kModelOpt,           ///< ceil(log2(amax / 6))
+  kCompressedTensors,  ///< rounds up from a mantissa of 1.75
+};
+
+struct QuantizeOptions {
+  ScaleRule scales = ScaleRule::kMse;
+  MxfpRule mxfp = MxfpRule::kSmallestError;
+  ThreadPool* pool = nullptr;  ///< null: the calling thread alone. The bits do not depend on it.
+  std::string name;            ///< the tensor's name, for error messages
+};
+
+/// Rounds a weight [n, k] (f32, f16 or bf16, row-major) to `format`. The same bits whatever the
+/// thread count. Any n >= 1 and k >= 1; a last group may be short.
+/// Errors: kInvalidArgument for a wrong rank or dtype, an impossible Format, or a NaN or infinite
+/// weight (the message holds the tensor's name and the index).
+Result<QuantizedTensor> quantize(const TensorView& w, const Format& format,
+                                 const QuantizeOptions& options = {});
+
+/// ||a - b||_F / ||b||_F of the dequantized tensor against the float weight.
+Result<double> relative_error(const QuantizedTensor& a, const TensorView& b,
+                              ThreadPool* pool = nullptr);
+
+}  // namespace nibble
+
+#endif  // NIBBLE_QUANTIZE_H_
