@@ -1,0 +1,86 @@
+#include "nibble/core.h"
+
+namespace nibble {
+namespace {
+constexpr int64_t kPanelRows = 16;     // outputs per panel
+constexpr int64_t kBlockColumns = 32;  // columns per block
+}  // namespace
+
+Result<Layout> Layout::parse(std::string_view name) {
+  for (const LayoutId id : {LayoutId::kRowMajor, LayoutId::kCpuPanel16}) {
+    for (const bool paired : {false, true}) {
+      const Layout layout{id, paired};
+      if (name == layout.name() && !(paired && id == LayoutId::kRowMajor)) return layout;
+    }
+  }
+  return invalid_argument("unknown layout '" + std::string(name) +
+                          "'; known: row_major, cpu_panel16, cpu_panel16-paired");
+}
+
+std::string Layout::name() const { return std::string(layout_name(id)) + (paired ? "-paired" : ""); }
+
+int64_t Layout::tile_n() const {
+  switch (id) {
+    case LayoutId::kRowMajor: return 1;
+    case LayoutId::kCpuPanel16: return kPanelRows;
+  }
+  return 1;
+}
+
+int64_t Layout::tile_k() const {
+  switch (id) {
+    case LayoutId::kRowMajor: return 1;
+    case LayoutId::kCpuPanel16: return kBlockColumns;
+  }
+  return 1;
+}
+
+int64_t Layout::packed_row(int64_t row, int64_t n) const {
+  if (!paired) return row;
+  constexpr int64_t kHalf = kPanelRows / 2;
+  const int64_t half_n = n / 2;
+  const bool up = row >= half_n;
+  const int64_t within = up ? row - half_n : row;
+  return within / kHalf * kPanelRows + (up ? kHalf : 0) + within % kHalf;
+}
+
+// Panel16, 4 bits: vector j (64 bytes) of a block holds columns 4j..4j+3 in the low nibbles and
+// 16+4j..16+4j+3 in the high ones, four bytes a row, so that one 4-byte dot product per lane eats
+// four columns of one row after a mask or a shift.
+int64_t Layout::offset_bits(int64_t row, int64_t column, const PackedWeightInfo& info) const {
+  const int bits = info.format.bits();
+  switch (id) {
+    case LayoutId::kRowMajor: return row * info.format.code_row_bytes(info.k) * 8 + column * bits;
+    case LayoutId::kCpuPanel16: {
+      const int64_t packed = packed_row(row, info.n);
+      const int64_t block = packed / kPanelRows * (info.k_padded / kBlockColumns) + column / kBlockColumns;
+      const int64_t lane = 4 * (packed % kPanelRows), c = column % kBlockColumns;
+      if (bits == 8) return 8 * (block * 512 + 64 * (c / 4) + lane + c % 4);
+      return 8 * (block * 256 + 64 * (c % 16 / 4) + lane + c % 4) + (c >= 16 ? 4 : 0);
+    }
+  }
+  return 0;
+}
+
+int64_t Layout::scale_index(int64_t row, int64_t group, const PackedWeightInfo& info) const {
+  switch (id) {
+    case LayoutId::kRowMajor: return row * info.num_groups + group;
+    case LayoutId::kCpuPanel16: {
+      const int64_t packed = packed_row(row, info.n);
+      return (packed / kPanelRows * info.num_groups + group) * kPanelRows + packed % kPanelRows;
+    }
+  }
+  return 0;
+}
+
+uint8_t layout_code_xor(LayoutId layout, Element element) {
+  switch (layout) {
+    case LayoutId::kRowMajor: return 0;
+    case LayoutId::kCpuPanel16:
+      if (element == Element::kInt4) return 0x8;
+      return element == Element::kInt8 ? 0x80 : 0;
+  }
+  return 0;
+}
+
+}  // namespace nibble
