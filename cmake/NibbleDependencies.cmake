@@ -6,12 +6,12 @@
 include(FetchContent)
 find_package(Threads REQUIRED)
 
-# Makes `target` exist, from the system's `package` or from `repository` at `tag`.
-function(nibble_dependency package target repository tag)
+# Makes `target` exist, from the system's `package` or from `repository` at `commit`.
+function(nibble_dependency package target repository commit)
   find_package(${package} QUIET GLOBAL)
   if(NOT TARGET ${target})
-    message(STATUS "${package}: not installed, fetching ${tag}")
-    FetchContent_Declare(${package} GIT_REPOSITORY ${repository} GIT_TAG ${tag} GIT_SHALLOW ON)
+    message(STATUS "${package}: not installed, fetching ${repository} ${commit}")
+    FetchContent_Declare(${package} GIT_REPOSITORY ${repository} GIT_TAG ${commit} SYSTEM)
     FetchContent_MakeAvailable(${package})
   endif()
   if(NOT TARGET ${target})
@@ -22,13 +22,17 @@ endfunction()
 set(JSON_BuildTests OFF)
 set(JSON_Install OFF)
 nibble_dependency(nlohmann_json nlohmann_json::nlohmann_json https://github.com/nlohmann/json.git
-                  v3.11.2)
+                  bc889afb4c5bf1c0d8ee29ef35eaaf4c8bef8a5d) # 3.11.2
 if(NIBBLE_CLI OR NIBBLE_DEV)
   set(FMT_INSTALL OFF)
-  nibble_dependency(fmt fmt::fmt https://github.com/fmtlib/fmt.git 9.1.0)
-  nibble_dependency(CLI11 CLI11::CLI11 https://github.com/CLIUtils/CLI11.git v2.1.2)
+  nibble_dependency(fmt fmt::fmt https://github.com/fmtlib/fmt.git
+                    a33701196adfad74917046096bf5a2aa0ab0bb50) # 9.1.0
+  nibble_dependency(CLI11 CLI11::CLI11 https://github.com/CLIUtils/CLI11.git
+                    70f8072f9dd2292fd0b9f9e5f58e279f60483ed3) # 2.1.2
 endif()
 if(NIBBLE_DEV)
   set(INSTALL_GTEST OFF)
-  nibble_dependency(GTest GTest::gtest_main https://github.com/google/googletest.git release-1.12.1)
+  set(BUILD_GMOCK OFF)
+  nibble_dependency(GTest GTest::gtest_main https://github.com/google/googletest.git
+                    58d77fa8070e8cec2dc1ed015d66b454c8d78850) # 1.12.1
 endif()
