@@ -7,6 +7,14 @@
 
 namespace nibble {
 
+// NOTE: how long a chain of FP32 additions may be. The tolerance that every row is tested with
+// (docs/numerics.md) grows like the sum itself, but the error of one accumulator that runs over L
+// one-sided products grows like sqrt(L) times the sum: with x >= 0, uint4 codes and a whole-row
+// scale, one chain over K = 4304 is 6 times out of tolerance, over K = 16384 12 times. So a partial
+// sum covers at most 256 columns (512 when two or more chains share them) before it is added to a
+// total; int8 rows, whose chain moves once per 32 columns, at most 32 blocks (1024 columns). Above
+// K = 8192 the totals want the same care: at most 32 additions each.
+
 /// Sums of `rows` rows of x with the 16 rows of one panel, before row_scale.
 struct SumTile {
   const float* sums;  ///< [rows][16]; lanes past the end of the matrix may hold anything
