@@ -88,11 +88,11 @@ uint16_t f32_to_f16(float value) {
 }
 
 float e4m3_to_f32(uint8_t bits) {
-  const int exponent = (bits >> 3) & 15, mantissa = bits & 7;
-  const float sign = (bits & 0x80) != 0 ? -1.0f : 1.0f;
-  if (exponent == 15 && mantissa == 7) return std::copysign(bits_f32(0x7FC00000u), sign);
-  if (exponent == 0) return sign * static_cast<float>(mantissa) * 0x1p-9f;
-  return sign * std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x80) << 24;
+  const uint32_t exponent = (bits >> 3) & 15, mantissa = bits & 7;
+  if (exponent == 15 && mantissa == 7) return bits_f32(sign | 0x7FC00000u);
+  if (exponent == 0) return bits_f32(sign | f32_bits(static_cast<float>(mantissa) * 0x1p-9f));
+  return bits_f32(sign | ((exponent + 120) << 23) | (mantissa << 20));
 }
 
 uint8_t f32_to_e4m3(float value) {

@@ -35,6 +35,46 @@ Status check_permutation(const QuantizedTensor& q) {
   return {};
 }
 
+/// Index of the first value that is Inf or NaN, or -1. Plain bit tests, so that compilers vectorise
+/// them: every pack reads all scales once.
+template <class Word>
+int64_t first_with_bits(const uint8_t* data, int64_t count, Word mask) {
+  for (int64_t begin = 0; begin < count; begin += 256) {
+    const int64_t end = std::min(count, begin + 256);
+    bool any = false;
+    for (int64_t i = begin; i < end; ++i) {
+      Word word;
+      std::memcpy(&word, data + i * static_cast<int64_t>(sizeof(Word)), sizeof(Word));
+      any |= (word & mask) == mask;
+    }
+    if (!any) continue;
+    for (int64_t i = begin; i < end; ++i) {
+      Word word;
+      std::memcpy(&word, data + i * static_cast<int64_t>(sizeof(Word)), sizeof(Word));
+      if ((word & mask) == mask) return i;
+    }
+  }
+  return -1;
+}
+
+Status check_finite(const QuantizedTensor& q, const char* part, const Buffer& values, int64_t count) {
+  int64_t bad = -1;
+  switch (dtype_bytes(q.format.scale)) {
+    case 4: bad = first_with_bits<uint32_t>(values.data(), count, 0x7F800000u); break;
+    case 2:
+      bad = first_with_bits<uint16_t>(values.data(), count, q.format.scale == DType::kF16 ? 0x7C00 : 0x7F80);
+      break;
+    case 1:
+      bad = first_with_bits<uint8_t>(values.data(), count, q.format.scale == DType::kE4M3 ? 0x7F : 0xFF);
+      break;
+    default: break;
+  }
+  if (bad < 0) return {};
+  const int64_t groups = q.format.groups(q.k);
+  return invalid_argument(sizes(q) + ": the " + part + " of row " + std::to_string(bad / groups) + ", group " +
+                          std::to_string(bad % groups) + " is not finite");
+}
+
 /// RN32(scale op tensor_scale) of the segment that holds `row`.
 float scaled(const QuantizedTensor& q, int64_t row, float scale) {
   if (q.tensor_scales.empty()) return scale;
@@ -102,15 +142,13 @@ Status QuantizedTensor::validate() const {
       return invalid_argument(sizes(*this) + ": tensor scale " + std::to_string(i) + " is not finite");
     }
   }
-  for (int64_t i = 0; i < *values; ++i) {
-    if (!std::isfinite(load_as_f32(scales.data(), format.scale, i))) {
-      return invalid_argument(sizes(*this) + ": the scale of row " + std::to_string(i / groups) + ", group " +
-                              std::to_string(i % groups) + " is not finite");
-    }
-    if (format.zero == ZeroKind::kFloatCode || format.zero == ZeroKind::kAdditive) {
-      if (!std::isfinite(load_as_f32(zeros.data(), format.scale, i))) {
-        return invalid_argument(sizes(*this) + ": the zero of row " + std::to_string(i / groups) + ", group " +
-                                std::to_string(i % groups) + " is not finite");
+  const bool float_zeros = format.zero == ZeroKind::kFloatCode || format.zero == ZeroKind::kAdditive;
+  NIBBLE_RETURN_IF_ERROR(check_finite(*this, "scale", scales, *values));
+  if (float_zeros) NIBBLE_RETURN_IF_ERROR(check_finite(*this, "zero", zeros, *values));
+  if (format.bits() == 4 && k % 2 != 0) {
+    for (int64_t row = 0; row < n; ++row) {
+      if (codes.data()[(row + 1) * format.code_row_bytes(k) - 1] >> 4 != 0) {
+        return invalid_argument(sizes(*this) + ": row " + std::to_string(row) + " has bits past its last column");
       }
     }
   }
