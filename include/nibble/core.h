@@ -11,6 +11,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -309,6 +310,10 @@ struct PackedWeightInfo {
   int64_t output_columns() const { return paired() ? n / 2 : n; }
 };
 
+/// Fills the padded sizes, the section table and `bytes` of an info whose format, layout, n, k and
+/// num_tensor_scales are set. Errors: a paired layout with odd n, sizes that overflow.
+Status lay_out(PackedWeightInfo& info, bool has_k_perm, bool has_pre_scale);
+
 /// Codes, scales and metadata in a Layout: the only thing that crosses from preparation to
 /// execution. Owned, or a view of the caller's memory (`view` in pack.h).
 struct PackedWeight {
@@ -367,12 +372,15 @@ class ThreadPool {
   using Fn = void (*)(void* ctx, int64_t index);
   virtual ~ThreadPool() = default;
   virtual int num_threads() const = 0;
-  /// Calls from several threads at once are allowed and run one after the other.
+  /// Calls from several threads at once are allowed and run one after the other; fn must not call
+  /// parallel_for of the same pool.
   virtual void parallel_for(int64_t n, Fn fn, void* ctx) = 0;
   /// The same for a callable.
   template <class F>
   void for_each(int64_t n, F&& f) {
-    parallel_for(n, [](void* ctx, int64_t i) { (*static_cast<std::remove_reference_t<F>*>(ctx))(i); }, &f);
+    using Callable = std::remove_reference_t<F>;
+    void* ctx = const_cast<void*>(static_cast<const void*>(&f));
+    parallel_for(n, [](void* each, int64_t i) { (*static_cast<Callable*>(each))(i); }, ctx);
   }
 };
 /// A pool of `threads` threads including the caller's (0: all this process may use). Workers spin

@@ -4,10 +4,27 @@
 
 #include "nibble/core.h"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 namespace nibble {
 namespace {
 constexpr int64_t kAlignment = 256;
 constexpr int64_t kReadablePastEnd = 64;  // kernels load whole vectors at the end of a section
+constexpr int64_t kHugePage = 2 << 20;
+
+// Asks for huge pages for every whole one inside: reading a large weight once through 4 KB pages
+// reaches two thirds of the memory's speed on a virtual machine. Nothing grows, the tail is small.
+void advise_huge_pages(void* data, int64_t bytes) {
+#ifdef __linux__
+  if (bytes >= kHugePage) {
+    (void)madvise(data, static_cast<size_t>(bytes / kHugePage * kHugePage), MADV_HUGEPAGE);
+  }
+#else
+  (void)data, (void)bytes;
+#endif
+}
 }  // namespace
 
 Result<Buffer> Buffer::allocate(int64_t bytes) {
@@ -15,8 +32,12 @@ Result<Buffer> Buffer::allocate(int64_t bytes) {
     return invalid_argument("cannot allocate " + std::to_string(bytes) + " bytes");
   }
   const int64_t rounded = round_up(bytes + kReadablePastEnd, kAlignment);
-  void* data = std::aligned_alloc(kAlignment, static_cast<size_t>(rounded));
-  if (data == nullptr) return out_of_memory("no memory for " + std::to_string(bytes) + " bytes");
+  const int64_t alignment = bytes >= kHugePage ? kHugePage : kAlignment;
+  void* data = nullptr;
+  if (posix_memalign(&data, static_cast<size_t>(alignment), static_cast<size_t>(rounded)) != 0) {
+    return out_of_memory("no memory for " + std::to_string(bytes) + " bytes");
+  }
+  advise_huge_pages(data, bytes);
   Buffer buffer;
   buffer.data_ = static_cast<const uint8_t*>(data);
   buffer.bytes_ = bytes;

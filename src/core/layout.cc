@@ -4,6 +4,7 @@ namespace nibble {
 namespace {
 constexpr int64_t kPanelRows = 16;     // outputs per panel
 constexpr int64_t kBlockColumns = 32;  // columns per block
+constexpr int64_t kSectionAlign = 256;
 }  // namespace
 
 Result<Layout> Layout::parse(std::string_view name) {
@@ -71,6 +72,38 @@ int64_t Layout::scale_index(int64_t row, int64_t group, const PackedWeightInfo& 
     }
   }
   return 0;
+}
+
+Status lay_out(PackedWeightInfo& info, bool has_k_perm, bool has_pre_scale) {
+  const Layout& layout = info.layout;
+  if (layout.paired && info.n % 2 != 0) {
+    return invalid_argument("a paired layout needs gate and up rows; n = " + std::to_string(info.n) + " is odd");
+  }
+  if (layout.paired && layout.id == LayoutId::kRowMajor) return unsupported("row_major has no paired form");
+  const int64_t half = layout.tile_n() / 2;
+  info.n_padded = layout.paired ? 2 * round_up(info.n / 2, half) : round_up(info.n, layout.tile_n());
+  info.k_padded = round_up(info.k, layout.tile_k());
+  info.num_groups = info.format.groups(info.k_padded);
+  const auto values = checked_product(info.n_padded, info.num_groups);
+  const auto codes = checked_product(info.n_padded, info.k_padded);
+  if (!values || !codes || *codes > INT64_MAX / 64 || *values > INT64_MAX / 64) {
+    return invalid_argument("a packed weight of [" + std::to_string(info.n) + ", " + std::to_string(info.k) +
+                            "] overflows 63 bits");
+  }
+  info.bytes = 0;
+  const auto place = [&info](SectionId id, int64_t bytes) {
+    info.section(id) = {info.bytes, bytes};
+    info.bytes = round_up(info.bytes + bytes, kSectionAlign);
+  };
+  const bool zeros = info.format.zero != ZeroKind::kNone;
+  place(SectionId::kCodes, info.n_padded * info.format.code_row_bytes(info.k_padded));
+  place(SectionId::kScales, *values * dtype_bytes(info.format.scale));
+  place(SectionId::kZeros, zeros ? *values * dtype_bytes(info.format.zero_dtype()) : 0);
+  place(SectionId::kRowScale, info.num_tensor_scales > 0 ? info.n_padded * 4 : 0);
+  place(SectionId::kRowShift, 0);  // written by FP8 layouts only
+  place(SectionId::kKPerm, has_k_perm ? info.k * 4 : 0);
+  place(SectionId::kPreScale, has_pre_scale ? info.k * 4 : 0);
+  return {};
 }
 
 uint8_t layout_code_xor(LayoutId layout, Element element) {

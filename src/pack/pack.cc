@@ -10,10 +10,6 @@ namespace {
 
 constexpr int64_t kSectionAlign = 256;
 
-int64_t code_section_bytes(const PackedWeightInfo& info) {
-  return info.n_padded * ceil_div(info.k_padded * info.format.bits(), 8);
-}
-
 /// The code that decodes to 0 whatever the scale; uint codes use their group's zero instead.
 uint8_t padding_code(Element element) {
   switch (element) {
@@ -149,40 +145,6 @@ void run(ThreadPool* pool, int64_t count, const auto& body) {
   } else {
     pool->for_each(count, body);
   }
-}
-
-/// Sizes and sections from the header fields alone.
-Status lay_out(PackedWeightInfo& info, bool has_k_perm, bool has_pre_scale) {
-  const Layout& layout = info.layout;
-  if (layout.paired && info.n % 2 != 0) {
-    return invalid_argument("a paired layout needs gate and up rows; n = " + std::to_string(info.n) + " is odd");
-  }
-  if (layout.paired && layout.id == LayoutId::kRowMajor) return unsupported("row_major has no paired form");
-  const int64_t half = layout.tile_n() / 2;
-  info.n_padded = layout.paired ? 2 * round_up(info.n / 2, half) : round_up(info.n, layout.tile_n());
-  info.k_padded = round_up(info.k, layout.tile_k());
-  info.num_groups = info.format.groups(info.k_padded);
-  const auto values = checked_product(info.n_padded, info.num_groups);
-  const auto codes = checked_product(info.n_padded, info.k_padded);
-  if (!values || !codes || *codes > INT64_MAX / 64 || *values > INT64_MAX / 64) {
-    return invalid_argument("a packed weight of [" + std::to_string(info.n) + ", " + std::to_string(info.k) +
-                            "] overflows 63 bits");
-  }
-  info.bytes = 0;
-  const auto place = [&info](SectionId id, int64_t bytes) {
-    info.section(id) = {info.bytes, bytes};
-    info.bytes = round_up(info.bytes + bytes, kSectionAlign);
-  };
-  const bool zeros = info.format.zero != ZeroKind::kNone;
-  place(SectionId::kCodes,
-        layout.id == LayoutId::kRowMajor ? info.n * info.format.code_row_bytes(info.k) : code_section_bytes(info));
-  place(SectionId::kScales, *values * dtype_bytes(info.format.scale));
-  place(SectionId::kZeros, zeros ? *values * dtype_bytes(info.format.zero_dtype()) : 0);
-  place(SectionId::kRowScale, info.num_tensor_scales > 0 ? info.n_padded * 4 : 0);
-  place(SectionId::kRowShift, 0);  // written by FP8 layouts only
-  place(SectionId::kKPerm, has_k_perm ? info.k * 4 : 0);
-  place(SectionId::kPreScale, has_pre_scale ? info.k * 4 : 0);
-  return {};
 }
 
 PackedWeight with_parts(const PackedWeightInfo& info, Buffer buffer) {
