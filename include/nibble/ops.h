@@ -17,12 +17,12 @@ struct Epilogue {
   Activation activation = Activation::kNone;
 };
 
-/// Where and with what a call runs. CPU: `pool` (null: the op's own). CUDA: `stream`.
+/// Where and with what a call runs. CPU: `pool` (null: the op's). CUDA: `stream`.
 struct RunContext {
   ThreadPool* pool = nullptr;
   void* stream = nullptr;  ///< a cudaStream_t
-  /// At least workspace_bytes(m), aligned to kWorkspaceAlign. Empty: the op's own workspace, and
-  /// concurrent calls then wait for each other.
+  /// At least workspace_bytes(m, …), aligned to kWorkspaceAlign. Empty: the op's own workspace,
+  /// which grows at the first calls; concurrent calls then wait for each other.
   std::span<std::byte> workspace;
 };
 
@@ -31,9 +31,8 @@ struct LinearOptions {
   Compute compute = Compute::kExact;
   bool batch_invariant = false;
   int64_t max_workspace_bytes = INT64_MAX;
-  int64_t max_m = 256;      ///< own workspace is sized for this many rows; larger m still runs in bands
-  DType x_dtype = DType::kF32;  ///< the dtypes the own workspace is sized for
-  ThreadPool* pool = nullptr;   ///< null: the op makes a pool of device.threads at its first need
+  int64_t band_rows = 512;      ///< more rows of x run in bands of this many, which bounds workspaces
+  ThreadPool* pool = nullptr;   ///< null: one pool of all cores, shared by all ops of the process
   std::string kernel;           ///< only this matmul row; empty: any
 };
 

@@ -23,7 +23,9 @@ struct Range {
   int64_t begin, end;
 };
 
-/// A packed weight as kernels see it. Pointers lie where the kernel runs (host or device).
+/// A packed weight as kernels see it. Pointers lie where the kernel runs (host or device). Panel
+/// layouts may be read 64 bytes past the end of a section; row-major arrays are often the caller's
+/// own and must not be.
 struct WeightArgs {
   const uint8_t* codes;
   const void* scales;      ///< `scale_dtype`; panel16: [panel][num_groups][16]; row-major: [n][num_groups]
@@ -65,7 +67,7 @@ struct CpuGrid {
 };
 
 struct MatmulArgs {
-  const void* x;  ///< caller's x (kRaw) or the prepared form
+  const void* x;  ///< caller's x (kRaw) or the prepared form, whose rows have round_up(k, 32) columns
   int64_t x_stride_bytes;  ///< kRaw only
   DType x_dtype;           ///< kRaw only
   const int32_t* k_perm;    ///< kRaw rows that gather: stored column j meets x[k_perm[j]]; null: identity
@@ -86,7 +88,7 @@ struct PrepareArgs {
   DType x_dtype;  ///< f32, f16, bf16
   const int32_t* k_perm;
   const float* pre_scale;
-  int64_t m, k, k_padded;
+  int64_t m, k, k_padded;  ///< k_padded = round_up(k, 32): the columns written
   void* out;
 };
 
