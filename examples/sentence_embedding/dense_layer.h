@@ -28,13 +28,15 @@ class DenseLayer {
 };
 
 /// The weight [n, k] and the bias [n] stay f32: the yardstick for speed and for embeddings.
-/// Uses the widest vectors of this CPU (AVX-512, AVX2 with FMA, else 16 bytes).
+/// `isa`, one that this CPU has, chooses the vectors: AVX-512, AVX2 with FMA, else 16 bytes.
 class F32Dense final : public DenseLayer {
  public:
-  F32Dense(std::span<const float> weight, std::span<const float> bias);
+  F32Dense(std::span<const float> weight, std::span<const float> bias,
+           nibble::Isa isa = nibble::Device::this_cpu().best_isa());
   nibble::Status run(const DenseCall& call, nibble::ThreadPool& pool) const override;
 
  private:
+  nibble::Isa isa_;
   int64_t n_ = 0, k_ = 0;
   /// Panels of 16 outputs, [ceil(n/16)][k][16]; outputs past n have weight 0.
   std::unique_ptr<float[], void (*)(float*)> panels_;
@@ -57,7 +59,7 @@ class FourBitDense final : public DenseLayer {
 };
 
 /// x * 0.5 * (1 + erf(x / sqrt 2)) of each value, with an error of at most 2e-7 * max(1, |x|).
-void gelu_erf(std::span<float> values);
+void gelu_erf(std::span<float> values, nibble::Isa isa = nibble::Device::this_cpu().best_isa());
 
 }  // namespace sentence_embedding
 

@@ -186,25 +186,29 @@ __attribute__((target("avx2,fma"))) void gelu_avx2(float* values, size_t count) 
 void multiply_plain(const PanelArgs& a) { multiply_panel<Bytes16>(a); }
 void gelu_plain(float* values, size_t count) { gelu_all<Bytes16>(values, count); }
 
-Kernels choose_kernels() {
+Kernels kernels_for(nibble::Isa isa) {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return {multiply_avx512, gelu_avx512};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return {multiply_avx2, gelu_avx2};
+  switch (isa) {
+    case nibble::Isa::kAvx512Vnni:
+    case nibble::Isa::kAvx512Bf16:
+      return {multiply_avx512, gelu_avx512};
+    case nibble::Isa::kAvx2:
+    case nibble::Isa::kAvxVnni:
+      return {multiply_avx2, gelu_avx2};
+    case nibble::Isa::kScalar:
+      break;
   }
+#else
+  static_cast<void>(isa);
 #endif
   return {multiply_plain, gelu_plain};
 }
 
-const Kernels& this_cpu_kernels() {
-  static const Kernels kernels = choose_kernels();
-  return kernels;
-}
-
 }  // namespace
 
-F32Dense::F32Dense(std::span<const float> weight, std::span<const float> bias)
-    : n_(static_cast<int64_t>(bias.size())),
+F32Dense::F32Dense(std::span<const float> weight, std::span<const float> bias, nibble::Isa isa)
+    : isa_(isa),
+      n_(static_cast<int64_t>(bias.size())),
       k_(n_ == 0 ? 0 : static_cast<int64_t>(weight.size()) / n_),
       panels_(nullptr, [](float* p) { std::free(p); }) {
   const int64_t num_panels = nibble::ceil_div(n_, kPanel);
@@ -227,7 +231,7 @@ nibble::Status F32Dense::run(const DenseCall& call, nibble::ThreadPool& pool) co
                                nibble::activation_name(call.activation) +
                                ": the FP32 layer has none and gelu_erf");
   }
-  const auto multiply = this_cpu_kernels().multiply;
+  const auto multiply = kernels_for(isa_).multiply;
   const int64_t num_panels = nibble::ceil_div(n_, kPanel);
   // A few pieces a thread, so that a thread that starts late does not make the others wait.
   const int64_t pieces =
@@ -241,6 +245,8 @@ nibble::Status F32Dense::run(const DenseCall& call, nibble::ThreadPool& pool) co
   return nibble::ok_status();
 }
 
-void gelu_erf(std::span<float> values) { this_cpu_kernels().gelu(values.data(), values.size()); }
+void gelu_erf(std::span<float> values, nibble::Isa isa) {
+  kernels_for(isa).gelu(values.data(), values.size());
+}
 
 }  // namespace sentence_embedding

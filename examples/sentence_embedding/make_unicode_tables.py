@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Writes unicode_tables.cc: what the reference tokenizer does with each Unicode code point.
 
-The reference (`pip install tokenizers==0.23.3`, `BertNormalizer` and `BertPreTokenizer`) mixes several
-versions of the Unicode data, so no single table of the Unicode Consortium reproduces it. This script asks
-the reference about every code point instead and writes the answers down as ranges and pairs. The result is
-committed, because a build must not need Python packages.
+The reference (`pip install tokenizers==0.23.3`, `BertNormalizer` and `BertPreTokenizer`) mixes
+several versions of the Unicode data, so no table of the Unicode Consortium reproduces it. This
+script asks the reference about every code point instead and writes the answers down as ranges and
+pairs. The result is committed, because a build must not need Python packages.
 
 usage: python make_unicode_tables.py > unicode_tables.cc
 """
