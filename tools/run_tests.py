@@ -109,6 +109,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("build", type=pathlib.Path)
     parser.add_argument("--python", action="store_true", help="run the Python tests too")
+    parser.add_argument("--only-python", action="store_true", help="run nothing but these")
     parser.add_argument("--tests", help="regular expression: only these C++ tests")
     parser.add_argument("--exclude", help="regular expression: not these C++ tests")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
@@ -120,9 +121,11 @@ def main() -> int:
     for stale in junit.glob("*.xml"):
         stale.unlink()
     env = environment(build)
-    counts = run_ctest(build, junit / "ctest.xml", env, args)
-    print(f"C++ and C: {counts}", flush=True)
-    if args.python:
+    counts = Counts()
+    if not args.only_python:
+        counts = run_ctest(build, junit / "ctest.xml", env, args)
+        print(f"C++ and C: {counts}", flush=True)
+    if args.python or args.only_python:
         python = run_pytest(junit / "pytest.xml", env)
         print(f"Python: {python}")
         counts += python
