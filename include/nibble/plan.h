@@ -58,7 +58,8 @@ struct Plan {
 /// kInvalidArgument for an impossible shape or option. Allocates nothing when it succeeds.
 Result<Plan> plan(const Shape& shape, const PackedWeightInfo& weight, const Device& device,
                   const PlanOptions& options = {});
-/// The same with a reason for every row of the table.
+/// The same with a reason for every row of the table. Where none fits the plan has no steps, so that
+/// the reasons can be read.
 Result<Plan> explain(const Shape& shape, const PackedWeightInfo& weight, const Device& device,
                      const PlanOptions& options = {});
 

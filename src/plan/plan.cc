@@ -280,8 +280,9 @@ Result<Plan> make(const Shape& shape, const PackedWeightInfo& weight, const Devi
     }
   };
   consider(with_reasons);
+  if (best < 0 && with_reasons) return plan;
   if (best < 0) {
-    if (!with_reasons) consider(true);
+    consider(true);
     return unsupported("no kernel for " + weight.format.name() + " [" + number(weight.n) + ", " + number(weight.k) + "] in " +
                        weight.layout.name() + " with " + compute_name(options.compute) + " compute on " + device.name +
                        "; nearest: " + (nearest.empty() ? "none of this backend is in this build" : nearest));
