@@ -38,9 +38,12 @@ class F32Dense final : public DenseLayer {
  private:
   nibble::Isa isa_;
   int64_t n_ = 0, k_ = 0;
-  /// Panels of 16 outputs, [ceil(n/16)][k][16]; outputs past n have weight 0.
-  std::unique_ptr<float[], void (*)(float*)> panels_;
-  std::vector<float> bias_;  ///< padded with zeros to whole panels
+  /// The weights of 16 outputs for one input.
+  struct alignas(64) PanelRow {
+    float weights[16] = {};
+  };
+  std::vector<PanelRow> panels_;  ///< [ceil(n/16)][k]; outputs past n have weight 0
+  std::vector<float> bias_;       ///< padded with zeros to whole panels
 };
 
 /// The weight is packed for this CPU, the bias stays f32; the work is nibble::Linear's.

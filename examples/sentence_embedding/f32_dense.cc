@@ -3,7 +3,6 @@
 // activation and the residual are applied before a sum leaves them.
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 
 #include "dense_layer.h"
@@ -23,7 +22,6 @@ namespace {
 using nibble::Activation;
 
 constexpr int64_t kPanel = 16;  ///< outputs of one panel
-constexpr size_t kPanelAlign = 64;
 
 /// Vectors of one instruction set: `kVectors` of them hold one panel row, and `kRows` rows of sums
 /// fit in its registers.
@@ -209,16 +207,13 @@ Kernels kernels_for(nibble::Isa isa) {
 F32Dense::F32Dense(std::span<const float> weight, std::span<const float> bias, nibble::Isa isa)
     : isa_(isa),
       n_(static_cast<int64_t>(bias.size())),
-      k_(n_ == 0 ? 0 : static_cast<int64_t>(weight.size()) / n_),
-      panels_(nullptr, [](float* p) { std::free(p); }) {
+      k_(n_ == 0 ? 0 : static_cast<int64_t>(weight.size()) / n_) {
   const int64_t num_panels = nibble::ceil_div(n_, kPanel);
-  const size_t count = static_cast<size_t>(num_panels * k_ * kPanel);
-  panels_.reset(static_cast<float*>(std::aligned_alloc(kPanelAlign, count * sizeof(float))));
-  std::fill_n(panels_.get(), count, 0.0f);
+  panels_.resize(static_cast<size_t>(num_panels * k_));
   for (int64_t row = 0; row < n_; ++row) {
-    float* panel = panels_.get() + row / kPanel * k_ * kPanel + row % kPanel;
     for (int64_t k = 0; k < k_; ++k) {
-      panel[k * kPanel] = weight[static_cast<size_t>(row * k_ + k)];
+      panels_[static_cast<size_t>(row / kPanel * k_ + k)].weights[row % kPanel] =
+          weight[static_cast<size_t>(row * k_ + k)];
     }
   }
   bias_.assign(bias.begin(), bias.end());
@@ -238,8 +233,8 @@ nibble::Status F32Dense::run(const DenseCall& call, nibble::ThreadPool& pool) co
       pool.num_threads() == 1 ? 1 : std::min<int64_t>(num_panels, 4 * pool.num_threads());
   pool.for_each(pieces, [&](int64_t piece) {
     for (int64_t p = num_panels * piece / pieces; p < num_panels * (piece + 1) / pieces; ++p) {
-      multiply(
-          {call, panels_.get() + p * k_ * kPanel, bias_.data() + p * kPanel, n_, k_, p * kPanel});
+      multiply({call, panels_[static_cast<size_t>(p * k_)].weights, bias_.data() + p * kPanel, n_,
+                k_, p * kPanel});
     }
   });
   return nibble::ok_status();
