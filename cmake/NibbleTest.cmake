@@ -5,6 +5,7 @@ set(NIBBLE_TEST_DATA_DIR ${PROJECT_SOURCE_DIR}/tests/data)
 
 # nibble_test(<name> SOURCES <files> [PUBLIC_ONLY] [LIBS <targets>])
 # PUBLIC_ONLY: the test sees include/nibble alone, as a user does.
+# A test executable whose name begins with bench_ measures time, so its cases run alone.
 function(nibble_test name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "PUBLIC_ONLY" "" "SOURCES;LIBS")
   if(NOT arg_SOURCES)
@@ -20,10 +21,14 @@ function(nibble_test name)
     target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
     target_link_libraries(${name} PRIVATE nlohmann_json::nlohmann_json)
   endif()
+  set(alone OFF)
+  if(name MATCHES "^bench_")
+    set(alone ON)
+  endif()
   gtest_discover_tests(
     ${name}
     TEST_PREFIX ${name}.
-    PROPERTIES LABELS ${name} TIMEOUT 600
+    PROPERTIES LABELS ${name} TIMEOUT 600 RUN_SERIAL ${alone}
     DISCOVERY_MODE PRE_TEST
     DISCOVERY_TIMEOUT 120)
 endfunction()

@@ -7,6 +7,7 @@
 # The last line is `N passed, N failed`: one test a target and step. Exit code 1 when one failed.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
+PATH="$PWD/.venv/bin:$PATH"
 seconds=${1:-20}
 tools/setup build fuzz || exit
 

@@ -60,6 +60,8 @@ LEGAL = [
     ("src/pack/pack.cc", '#include "nibble/core.h"'),
     ("src/kernels/args.h", '#include "nibble/types.h"'),
     ("src/kernels/table.h", "#include <span>"),
+    ("src/kernels/table.cc", "#include <vector>"),
+    ("src/kernels/reference.cc", "#include <vector>"),
     ("src/kernels/cpu/gemm_avx2.cc", "#include <immintrin.h>"),
     ("src/kernels/cpu/gemm_avx2.cc", '#include "kernels/cpu/epilogue.h"'),
     ("src/kernels/cuda/table.cc", "#include <cuda_runtime.h>"),
