@@ -83,7 +83,7 @@ void check_matmul(const KernelRow& row, const Request& r, Checks& checks) {
   checks.rule(row.compute == r.options.compute || (!rounds_x && row.x_form == XForm::kF32Rows), [&] {
     return std::string("computes ") + compute_name(row.compute) + ", " + compute_name(r.options.compute) + " is asked for";
   });
-  const int64_t m = r.shape.m;
+  const int64_t m = std::max<int64_t>(1, r.shape.m);  // no rows: any kernel will do
   checks.rule(m >= row.min_m && (row.max_m == 0 || m <= row.max_m), [&] {
     return "m = " + number(m) + " is outside " + number(row.min_m) + " to " + (row.max_m == 0 ? "any" : number(row.max_m));
   });
