@@ -404,4 +404,12 @@ std::vector<Format> formats_of(const KernelRow& row) {
   return out;
 }
 
+std::vector<Format> some_formats(const KernelRow& row, int count) {
+  const std::vector<Format> all = formats_of(row);
+  std::vector<Format> out;
+  const size_t step = std::max<size_t>(1, all.size() / static_cast<size_t>(count));
+  for (size_t i = 0; i < all.size(); i += step) out.push_back(all[i]);
+  return out;
+}
+
 }  // namespace nibble::harness

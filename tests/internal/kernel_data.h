@@ -108,6 +108,8 @@ Matrix make_matrix(DType dtype, const std::vector<float>& values, int64_t rows, 
 
 /// Every Format whose parts are in the given sets; groups of at least `min_group` and whole rows.
 std::vector<Format> formats_of(const KernelRow& row);
+/// About `count` of them, spread over the list.
+std::vector<Format> some_formats(const KernelRow& row, int count);
 
 }  // namespace nibble::harness
 

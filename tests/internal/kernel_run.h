@@ -27,6 +27,8 @@ struct RowCase {
   std::vector<DType> x_dtypes() const;
   bool gathers() const;
   bool pre_scales() const;
+  /// The number of rows of x nearest to `m` that the row takes.
+  int64_t clamp_m(int64_t m) const;
 };
 inline void PrintTo(const RowCase& row, std::ostream* out) { *out << row.name(); }
 inline std::string row_name(const ::testing::TestParamInfo<RowCase>& row) {
