@@ -2,7 +2,6 @@
 
 #if defined(__linux__)
 #include <sched.h>
-#include <unistd.h>
 #endif
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -45,9 +44,30 @@ uint32_t instruction_sets() {
   }
   return isas;
 }
+
+/// Sizes of the data caches that one core sees, by level 1-3. glibc's sysconf adds up the last-level
+/// caches of a whole AMD package, of which a core reaches one.
+void detect_caches(Device& device) {
+  constexpr unsigned kIntelLeaf = 4, kAmdLeaf = 0x8000001Du;
+  constexpr unsigned kNone = 0, kInstructions = 2;
+  for (const unsigned leaf : {kIntelLeaf, kAmdLeaf}) {
+    for (unsigned i = 0; i < 8; ++i) {
+      unsigned a = 0, b = 0, c = 0, d = 0;
+      if (__get_cpuid_count(leaf, i, &a, &b, &c, &d) == 0 || (a & 31) == kNone) break;
+      if ((a & 31) == kInstructions) continue;
+      const int64_t ways = (b >> 22) + 1, partitions = ((b >> 12) & 1023) + 1, line = (b & 4095) + 1;
+      const int64_t bytes = ways * partitions * line * (int64_t{c} + 1);
+      const unsigned level = (a >> 5) & 7;
+      if (level == 1) device.l1_bytes = bytes;
+      if (level == 2) device.l2_bytes = bytes;
+      if (level == 3) device.l3_bytes = bytes;
+    }
+  }
+}
 #else
 std::string brand() { return "cpu"; }
 uint32_t instruction_sets() { return bit(Isa::kScalar); }
+void detect_caches(Device&) {}  // the defaults of Device
 #endif
 
 }  // namespace
@@ -61,14 +81,8 @@ Device detect_cpu() {
 #if defined(__linux__)
   cpu_set_t allowed;
   if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) device.threads = CPU_COUNT(&allowed);
-  const auto cache = [](int name, int64_t fallback) {
-    const int64_t bytes = sysconf(name);
-    return bytes > 0 ? bytes : fallback;
-  };
-  device.l1_bytes = cache(_SC_LEVEL1_DCACHE_SIZE, device.l1_bytes);
-  device.l2_bytes = cache(_SC_LEVEL2_CACHE_SIZE, device.l2_bytes);
-  device.l3_bytes = cache(_SC_LEVEL3_CACHE_SIZE, device.l3_bytes);
 #endif
+  detect_caches(device);
   return device;
 }
 
