@@ -168,11 +168,14 @@ Result<Linear> Linear::create(PackedWeight weight, LinearOptions options) {
   state->options = std::move(options);
   state->weight = std::move(weight);
   state->w = weight_args(state->weight);
-  // A weight that no row takes is an error now, not at the first run.
-  const Shape shape{1, state->weight.info.n, state->weight.info.k};
-  NIBBLE_ASSIGN_OR_RETURN(const Plan first, nibble::plan(shape, state->weight.info, state->options.device,
-                                                         state->plan_options(DType::kF32, DType::kF32, 1)));
-  static_cast<void>(first);
+  // A weight that no row takes is an error now, not at the first run. A row that was asked for by
+  // name may take another dtype or more rows than the first request.
+  if (state->options.kernel.empty()) {
+    const Shape shape{1, state->weight.info.n, state->weight.info.k};
+    NIBBLE_ASSIGN_OR_RETURN(const Plan first, nibble::plan(shape, state->weight.info, state->options.device,
+                                                           state->plan_options(DType::kF32, DType::kF32, 1)));
+    static_cast<void>(first);
+  }
   static_cast<void>(info);
   return Linear(std::move(state));
 }
