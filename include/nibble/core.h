@@ -139,12 +139,15 @@ class Buffer {
   /// A view; `owner` (may be null) keeps the memory alive as long as a copy exists.
   static Buffer view(const void* data, int64_t bytes, std::shared_ptr<const void> owner = nullptr);
   static Buffer mutable_view(void* data, int64_t bytes, std::shared_ptr<void> owner = nullptr);
+  /// Memory of a GPU: `data` must not be read by the host.
+  static Buffer device_view(const void* data, int64_t bytes, std::shared_ptr<const void> owner);
 
   const uint8_t* data() const { return data_; }
   /// Null for read-only views.
   uint8_t* mutable_data() { return writable_ ? const_cast<uint8_t*>(data_) : nullptr; }
   int64_t bytes() const { return bytes_; }
   bool empty() const { return bytes_ == 0; }
+  Backend memory() const { return memory_; }  ///< where the bytes lie
   std::span<const uint8_t> span() const { return {data_, static_cast<size_t>(bytes_)}; }
   /// The part [offset, offset + bytes), sharing ownership.
   Buffer slice(int64_t offset, int64_t bytes) const;
@@ -153,6 +156,7 @@ class Buffer {
   const uint8_t* data_ = nullptr;
   int64_t bytes_ = 0;
   bool writable_ = false;
+  Backend memory_ = Backend::kCpu;
   std::shared_ptr<const void> owner_;
 };
 

@@ -36,6 +36,14 @@ struct LinearOptions {
   std::string kernel;           ///< only this matmul row; empty: any
 };
 
+/// Copies a packed weight to a GPU and waits until it is there. Errors: kUnsupported where this build
+/// has no CUDA or `device` is a CPU; kCuda with the driver's words.
+Result<PackedWeight> upload(const PackedWeight& weight, const Device& device);
+
+/// Loads what the plan's kernels need on the device (modules, attributes), so that no later call does;
+/// Linear::create calls it. CPU plans need nothing.
+Status prepare(const Plan& plan, const Device& device);
+
 /// y = x W^T for one packed weight. `run` is const and re-entrant when every caller brings its
 /// workspace; copies share the weight.
 class Linear {

@@ -60,6 +60,12 @@ Buffer Buffer::mutable_view(void* data, int64_t bytes, std::shared_ptr<void> own
   return buffer;
 }
 
+Buffer Buffer::device_view(const void* data, int64_t bytes, std::shared_ptr<const void> owner) {
+  Buffer buffer = view(data, bytes, std::move(owner));
+  buffer.memory_ = Backend::kCuda;
+  return buffer;
+}
+
 Buffer Buffer::slice(int64_t offset, int64_t bytes) const {
   Buffer part = *this;
   part.data_ = data_ + offset;

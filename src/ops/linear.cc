@@ -3,6 +3,7 @@
 
 #include "kernels/table.h"
 #include "nibble/ops.h"
+#include "ops/cuda_runtime.h"
 #include "ops/default_pool.h"
 
 namespace nibble {
@@ -146,7 +147,7 @@ Status Linear::State::run_band(const Plan& plan, const MatrixView& x, const Muta
         if (kernel.row.backend == Backend::kCpu) {
           run_items(pool, kernel.cpu_matmul, args, step.items_m * step.items_n);
         } else if (const int error = kernel.cuda_matmul(args, stream); error != 0) {
-          return {Code::kCuda, std::string(kernel.row.name) + " failed with cudaError " + std::to_string(error)};
+          return {Code::kCuda, std::string(kernel.row.name) + ": " + cuda_error_text(error)};
         }
         break;
       case StepKind::kReduce: return internal_error("no CPU plan has a reduce step");
@@ -156,9 +157,13 @@ Status Linear::State::run_band(const Plan& plan, const MatrixView& x, const Muta
 }
 
 Result<Linear> Linear::create(PackedWeight weight, LinearOptions options) {
-  const PackedWeightInfo& info = weight.info;
   if (weight.section(SectionId::kCodes) == nullptr || weight.section(SectionId::kScales) == nullptr) {
     return invalid_argument("the packed weight has no codes or no scales");
+  }
+  const Backend memory = weight.parts[static_cast<size_t>(SectionId::kCodes)].memory();
+  if (memory != options.device.backend) {
+    return invalid_argument(options.device.name + (memory == Backend::kCpu ? " needs the weight uploaded; see upload()"
+                                                                           : " cannot read a weight that lies on a GPU"));
   }
   if (options.band_rows < 1) {
     return invalid_argument("band_rows = " + std::to_string(options.band_rows) + " must be at least 1");
@@ -171,12 +176,11 @@ Result<Linear> Linear::create(PackedWeight weight, LinearOptions options) {
   // A weight that no row takes is an error now, not at the first run. A row that was asked for by
   // name may take another dtype or more rows than the first request.
   if (state->options.kernel.empty()) {
-    const Shape shape{1, state->weight.info.n, state->weight.info.k};
-    NIBBLE_ASSIGN_OR_RETURN(const Plan first, nibble::plan(shape, state->weight.info, state->options.device,
-                                                           state->plan_options(DType::kF32, DType::kF32, 1)));
-    static_cast<void>(first);
+    for (const int64_t rows : {int64_t{1}, state->options.band_rows}) {
+      NIBBLE_ASSIGN_OR_RETURN(const Plan plan, state->plan_band(rows, DType::kF32, DType::kF32, 1));
+      NIBBLE_RETURN_IF_ERROR(prepare(plan, state->options.device));
+    }
   }
-  static_cast<void>(info);
   return Linear(std::move(state));
 }
 

@@ -1,0 +1,41 @@
+// CUDA rows of this build.
+#include "kernels/table.h"
+
+namespace nibble {
+
+int naive_load_cuda();
+int naive_matmul_cuda(const MatmulArgs&, void* stream);
+
+namespace {
+
+constexpr KernelInfo kRows[] = {
+    {.row = {.name = "cuda_naive",
+             .kind = StepKind::kMatmul,
+             .backend = Backend::kCuda,
+             .min_sm = 75,
+             .max_sm = 129,
+             .layout = LayoutId::kRowMajor,
+             .elements = bits(Element::kInt4, Element::kUint4, Element::kE2M1, Element::kNF4, Element::kInt8,
+                              Element::kUint8),
+             .scale_dtypes = bits(DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3, DType::kE8M0),
+             .zero_kinds = bits(ZeroKind::kNone, ZeroKind::kInteger, ZeroKind::kFloatCode, ZeroKind::kAdditive),
+             .min_group = 16,
+             .compute = Compute::kExact,
+             .x_form = XForm::kRaw,
+             .x_dtypes = bits(DType::kF32, DType::kF16, DType::kBF16),
+             .gathers = true,
+             .pre_scales = true,
+             .block_m = 1,
+             .block_n = 128,
+             .numerics = {.w_rounds_to = DType::kF32, .scale_applied_at = ScaleAt::kGroupSum},
+             .bytes_per_ns = 50,
+             .macs_per_ns = 400},
+     .cuda_matmul = naive_matmul_cuda,
+     .cuda_load = naive_load_cuda},
+};
+
+}  // namespace
+
+std::span<const KernelInfo> cuda_kernels() { return kRows; }
+
+}  // namespace nibble
