@@ -188,14 +188,15 @@ Exit run_bench(const Arguments& args) {
 }  // namespace
 
 void add_bench(CLI::App& app, Action& action) {
-  CLI::App* command = add_command(
-      app, "bench",
-      "Measure y = x W^T on this machine, from the caller's x to y, with weights that no cache\n"
-      "holds, between measurements of what the machine can read and compute at that moment.\n"
-      "docs/benchmarking.md says how to read the figures.",
+  const CommandHelp help = {
+      "Measure this machine's speed and its share of the roof",
+      "Times y = x W^T from the caller's x to y, with weights that no cache holds, between\n"
+      "measurements of what the machine can read and compute at that moment. Threads are bound to\n"
+      "cores. docs/benchmarking.md says how to read the figures.",
       {"nibble bench", "nibble bench --format int4-g128 --compute int8 --x-dtype bf16 --m 1,4,16",
        "nibble bench --k 2048 --n 16384 --threads 2 --json > result.jsonl",
-       "nibble bench --format nvfp4 --layout row_major --isa avx2 --m 1"});
+       "nibble bench --format nvfp4 --layout row_major --isa avx2 --m 1"}};
+  CLI::App* command = add_command(app, "bench", help);
   auto args = std::make_shared<Arguments>();
   command->add_option("--device", args->device, "cpu")->capture_default_str();
   command->add_option("--threads", args->threads, "threads, each on a core of its own")

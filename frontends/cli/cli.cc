@@ -42,11 +42,10 @@ Exit fail(const Status& status) {
 
 void warn(const std::string& text) { std::fprintf(stderr, "nibble: warning: %s\n", text.c_str()); }
 
-CLI::App* add_command(CLI::App& app, const std::string& name, const std::string& description,
-                      const std::vector<std::string>& examples) {
-  CLI::App* command = app.add_subcommand(name, description);
-  std::string footer = "Examples:\n";
-  for (const std::string& example : examples) footer += "  " + example + "\n";
+CLI::App* add_command(CLI::App& app, const std::string& name, const CommandHelp& help) {
+  CLI::App* command = app.add_subcommand(name, help.title);
+  std::string footer = help.details + "\n\nExamples:\n";
+  for (const std::string& example : help.examples) footer += "  " + example + "\n";
   command->footer(footer + "\n" + kExitCodesHelp);
   return command;
 }

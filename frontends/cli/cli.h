@@ -48,9 +48,14 @@ void add_kernels(CLI::App& app, Action& action);
 void add_doctor(CLI::App& app, Action& action);
 void add_bench(CLI::App& app, Action& action);
 
-/// A subcommand whose help ends with `examples` (one a line) and the exit codes.
-CLI::App* add_command(CLI::App& app, const std::string& name, const std::string& description,
-                      const std::vector<std::string>& examples);
+/// What a command's help says besides its options.
+struct CommandHelp {
+  std::string title;    ///< one line, also in the list of commands
+  std::string details;  ///< paragraphs below the options
+  std::vector<std::string> examples;
+};
+/// A subcommand; its help ends with the examples and the exit codes.
+CLI::App* add_command(CLI::App& app, const std::string& name, const CommandHelp& help);
 
 /// Ok for "" and for the name of a row of the kernel table.
 Status check_kernel_name(const std::string& name);

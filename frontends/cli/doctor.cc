@@ -135,11 +135,11 @@ void print_as_text(const DoctorReport& report) {
 }  // namespace
 
 void add_doctor(CLI::App& app, Action& action) {
-  CLI::App* command =
-      add_command(app, "doctor",
-                  "Show what this machine has (instruction sets, caches, GPUs) and\n"
-                  "which kernels a typical layer (4096 -> 14336) will use on it.",
-                  {"nibble doctor", "nibble doctor --json"});
+  const CommandHelp help = {"Show this machine and what Nibble will use on it",
+                            "Instruction sets, caches, GPUs, and the kernels that a typical layer\n"
+                            "(4096 -> 14336) will run.",
+                            {"nibble doctor", "nibble doctor --json"}};
+  CLI::App* command = add_command(app, "doctor", help);
   auto json = std::make_shared<bool>(false);
   command->add_flag("--json", *json, "print one JSON object");
   command->callback([json, &action] {

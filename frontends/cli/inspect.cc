@@ -153,11 +153,11 @@ Exit run_inspect(const Arguments& args) {
 }  // namespace
 
 void add_inspect(CLI::App& app, Action& action) {
-  CLI::App* command = add_command(
-      app, "inspect",
-      "Show a checkpoint's layers and tensors: formats, shapes, sizes, bits per weight.\n"
-      "Reads headers only, so it is quick on any size.",
-      {"nibble inspect model/", "nibble inspect model.safetensors --json"});
+  const CommandHelp help = {
+      "Show a checkpoint's layers and tensors",
+      "Formats, shapes, sizes and bits per weight, from the headers alone: quick on any size.",
+      {"nibble inspect model/", "nibble inspect model.safetensors --json"}};
+  CLI::App* command = add_command(app, "inspect", help);
   auto args = std::make_shared<Arguments>();
   command->add_option("PATH", args->path, "a .safetensors file or a directory")->required();
   command->add_flag("--json", args->json, "print one JSON object");

@@ -267,9 +267,11 @@ Exit run_kernels(const Arguments& args) {
 }  // namespace
 
 void add_kernels(CLI::App& app, Action& action) {
-  CLI::App* command = add_command(
-      app, "kernels", "List every kernel of this build with what it accepts.",
-      {"nibble kernels", "nibble kernels --json", "nibble kernels --markdown > docs/SUPPORTED.md"});
+  const CommandHelp help = {
+      "List every kernel of this build",
+      "One line a row of the kernel table, with what it accepts.",
+      {"nibble kernels", "nibble kernels --json", "nibble kernels --markdown > docs/SUPPORTED.md"}};
+  CLI::App* command = add_command(app, "kernels", help);
   auto args = std::make_shared<Arguments>();
   CLI::Option* json = command->add_flag("--json", args->json, "print one JSON object");
   command->add_flag("--markdown", args->markdown, "print the page docs/SUPPORTED.md")

@@ -32,6 +32,10 @@ int run(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     const CLI::App* command = &app;
     if (!app.get_subcommands().empty()) command = app.get_subcommands().front();
+    if (command == &app && argc > 1 && argv[1][0] != '-') {
+      std::fprintf(stderr, "nibble: '%s' is no command (see `nibble --help`)\n", argv[1]);
+      return static_cast<int>(Exit::kUsage);
+    }
     const std::string name = command == &app ? "nibble" : "nibble " + command->get_name();
     std::fprintf(stderr, "nibble: %s (see `%s --help`)\n", e.what(), name.c_str());
     return static_cast<int>(Exit::kUsage);

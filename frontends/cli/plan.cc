@@ -171,13 +171,14 @@ Exit run_plan(const Arguments& args) {
 }  // namespace
 
 void add_plan(CLI::App& app, Action& action) {
-  CLI::App* command = add_command(
-      app, "plan",
-      "Show which kernels y [m, n] = x [m, k] W^T would run, for this machine or one that\n"
-      "is only described. Nothing is measured: the same arguments give the same plan.",
+  const CommandHelp help = {
+      "Show which kernels a product would run",
+      "y [m, n] = x [m, k] W^T on this machine or on one that is only described. Nothing is\n"
+      "measured: the same arguments give the same plan.",
       {"nibble plan --m 1 --n 14336 --k 4096 --format nvfp4",
        "nibble plan --m 64 --n 4096 --k 4304 --format int4-g16 --compute int8 --explain",
-       "nibble plan --m 8 --n 4096 --k 4096 --format mxfp4 --device h200 --explain --json"});
+       "nibble plan --m 8 --n 4096 --k 4096 --format mxfp4 --device h200 --explain --json"}};
+  CLI::App* command = add_command(app, "plan", help);
   auto args = std::make_shared<Arguments>();
   std::vector<std::string> devices(Device::names().begin(), Device::names().end());
   command->add_option("--m", args->m, "rows of x")->capture_default_str();

@@ -321,16 +321,18 @@ Exit run_quantize(const Arguments& args) {
 }  // namespace
 
 void add_quantize(CLI::App& app, Action& action) {
-  CLI::App* command = add_command(
-      app, "quantize",
-      "Quantize a safetensors file or a Hugging Face directory.\n"
+  const CommandHelp help = {
+      "Quantize a float checkpoint",
       "Linear layers (2-D *.weight) are quantized; embeddings, norms, output heads (lm_head,\n"
-      "classifier, pooler) and routers stay as they are unless --include names them. Where the\n"
-      "group does not divide K, the largest of 64, 32, 16 that does is taken and printed.\n"
-      "OUT appears only when it is complete.",
+      "classifier, pooler, ...) and routers stay as they are unless --include names them. What\n"
+      "stays is printed with the reason. Where the group does not divide K, the largest of 64, "
+      "32,\n"
+      "16 that does is taken and printed. Memory: about the largest tensor. OUT appears only when\n"
+      "it is complete.",
       {"nibble quantize model/ model-int4/ --format int4-g128",
        "nibble quantize model/ out/ --format nvfp4 --exclude 'layers\\.0\\.'",
-       "nibble quantize model.safetensors out/ --format mxfp4 --mxfp ocp --json"});
+       "nibble quantize model.safetensors out/ --format mxfp4 --mxfp ocp --json"}};
+  CLI::App* command = add_command(app, "quantize", help);
   auto args = std::make_shared<Arguments>();
   command->add_option("IN", args->in, "float checkpoint: a .safetensors file or a directory")
       ->required();

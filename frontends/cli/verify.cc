@@ -239,14 +239,15 @@ Exit run_verify(const Arguments& args) {
 }  // namespace
 
 void add_verify(CLI::App& app, Action& action) {
-  CLI::App* command = add_command(
-      app, "verify",
-      "Compare a quantized checkpoint with its original: the relative error |A - B| / |B|\n"
-      "(Frobenius) of every quantized layer, and bytes of every other tensor. Fails (exit 1) when "
-      "a\n"
-      "layer is above --max-error or cannot be compared, or another tensor differs or is missing.",
+  const CommandHelp help = {
+      "Compare a quantized checkpoint with its original",
+      "Prints the relative error |A - B| / |B| (Frobenius) of every quantized layer and compares\n"
+      "the bytes of every other tensor. Fails (exit 1) when a layer is above --max-error or "
+      "cannot\n"
+      "be compared, or another tensor differs or is missing.",
       {"nibble verify model-int4/ --against model/",
-       "nibble verify out/ --against model/ --max-error 0.15 --json"});
+       "nibble verify out/ --against model/ --max-error 0.15 --json"}};
+  CLI::App* command = add_command(app, "verify", help);
   auto args = std::make_shared<Arguments>();
   command->add_option("A", args->path, "quantized checkpoint")->required();
   command->add_option("--against", args->against, "original: float, or quantized another way")
