@@ -30,8 +30,9 @@ namespace nibble {
 /// One stored tensor as its file's header describes it.
 struct TensorInfo {
   std::string name;
-  std::string dtype_name;      ///< as stored: "BF16", "F8_E4M3", …
-  std::optional<DType> dtype;  ///< absent for types Nibble cannot compute with; they are carried over
+  std::string dtype_name;  ///< as stored: "BF16", "F8_E4M3", …
+  std::optional<DType>
+      dtype;  ///< absent for types Nibble cannot compute with; they are carried over
   std::vector<int64_t> shape;
   int64_t bytes = 0;
   int64_t file_offset = 0;  ///< first byte, counted from the start of its file

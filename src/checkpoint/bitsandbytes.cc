@@ -3,8 +3,8 @@
 //   a.b.weight.absmax                         f32 [n*k/block]
 //   a.b.weight.quant_map                      f32 [16]: the codebook
 //   a.b.weight.quant_state.bitsandbytes__nf4  u8: JSON with quant_type, blocksize, dtype, shape
-// Blocks are counted over the flat weight, so they are groups only where the block divides k; that is
-// the rule for reading and writing here. Nested (double-quantized) scales are refused.
+// Blocks are counted over the flat weight, so they are groups only where the block divides k; that
+// is the rule for reading and writing here. Nested (double-quantized) scales are refused.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -35,10 +35,9 @@ Result<Scheme> scheme_of(const Source& source, const std::string& layer) {
   const TensorInfo* state = find_part(source, layer, kState);
   if (state == nullptr) return unsupported("bitsandbytes FP4 weights are not read, only NF4");
   const Buffer text = source.tensors.bytes(*state);
-  NIBBLE_ASSIGN_OR_RETURN(
-      const Json json,
-      parse_json({reinterpret_cast<const char*>(text.data()), static_cast<size_t>(text.bytes())},
-                 "tensor " + shown(state->name)));
+  NIBBLE_ASSIGN_OR_RETURN(const Json json, parse_json({reinterpret_cast<const char*>(text.data()),
+                                                       static_cast<size_t>(text.bytes())},
+                                                      "tensor " + shown(state->name)));
   if (member(json, "quant_type") != "nf4") return corrupt_file("its quant_type is not nf4");
   if (!member(json, "nested_blocksize").is_null() || find_part(source, layer, kNestedAbsmax)) {
     return unsupported("double-quantized (nested) scales are not read");
@@ -55,8 +54,8 @@ Result<Scheme> scheme_of(const Source& source, const std::string& layer) {
                         std::to_string(scheme.k) + "]");
   }
   if (block < 1 || block > 128 || scheme.k % block != 0) {
-    return unsupported("blocks of " + std::to_string(block) + " for k = " +
-                       std::to_string(scheme.k) +
+    return unsupported("blocks of " + std::to_string(block) +
+                       " for k = " + std::to_string(scheme.k) +
                        ": only blocks of 16, 32, 64 or 128 that divide k are groups of a row");
   }
   scheme.format = {Element::kNF4, static_cast<int32_t>(block), DType::kF32, ZeroKind::kNone};
@@ -116,7 +115,8 @@ Result<QuantizedTensor> load(const Source& source, const LayerInfo& layer) {
   NIBBLE_ASSIGN_OR_RETURN(q.scales, source.tensors.values(*scheme.absmax));
   std::memcpy(q.codebook.data(), source.tensors.bytes(*scheme.map).data(), sizeof(q.codebook));
   for (const float value : q.codebook) {
-    if (!std::isfinite(value)) return corrupt_file("its quant_map holds a value that is not finite");
+    if (!std::isfinite(value))
+      return corrupt_file("its quant_map holds a value that is not finite");
   }
   const Buffer stored = source.tensors.bytes(*scheme.codes);
   NIBBLE_ASSIGN_OR_RETURN(q.codes, Buffer::allocate(stored.bytes()));
@@ -136,7 +136,8 @@ Status check(const LayerSpec& layer) {
                        dtype_name(layer.format.scale));
   }
   if (block != 64 && block != 128) {
-    return unsupported("bitsandbytes reads nf4 blocks of 64 and larger, not " + layer.format.name());
+    return unsupported("bitsandbytes reads nf4 blocks of 64 and larger, not " +
+                       layer.format.name());
   }
   if (layer.k % block != 0) {
     return unsupported("k = " + std::to_string(layer.k) + " is not a multiple of " +
@@ -157,11 +158,11 @@ std::string state_text(const LayerSpec& layer) {
 
 std::vector<TensorInfo> tensors(const LayerSpec& layer) {
   const auto& [name, format, n, k, source_dtype] = layer;
-  return {output_tensor(name, kWeight, DType::kU8, {n * k / 2, 1}),
-          output_tensor(name, kAbsmax, DType::kF32, {n * format.groups(k)}),
-          output_tensor(name, kMap, DType::kF32, {16}),
-          output_tensor(name, kState, DType::kU8,
-                        {static_cast<int64_t>(state_text(layer).size())})};
+  return {
+      output_tensor(name, kWeight, DType::kU8, {n * k / 2, 1}),
+      output_tensor(name, kAbsmax, DType::kF32, {n * format.groups(k)}),
+      output_tensor(name, kMap, DType::kF32, {16}),
+      output_tensor(name, kState, DType::kU8, {static_cast<int64_t>(state_text(layer).size())})};
 }
 
 Status encode(const LayerSpec& layer, const QuantizedTensor& q, TensorSink& sink) {

@@ -19,7 +19,8 @@ struct Checkpoint::Impl {
   checkpoint::Json config, quantization;
   checkpoint::Json index_metadata;  ///< `metadata` of the index; null without an index
   std::vector<std::string> other_files;
-  std::vector<std::string> not_files;  ///< entries that cannot be carried over (sockets, links to folders)
+  std::vector<std::string>
+      not_files;  ///< entries that cannot be carried over (sockets, links to folders)
 
   std::string method, spelling;
   const checkpoint::ReadSpelling* reader = nullptr;  ///< null: plain, or a method nobody reads

@@ -81,7 +81,8 @@ struct Facts {
 std::string describe(const Facts& facts) {
   std::string bits;
   for (const int width : {4, 8}) {
-    if ((facts.bit_widths >> width & 1) != 0) bits += (bits.empty() ? "" : "/") + std::to_string(width);
+    if ((facts.bit_widths >> width & 1) != 0)
+      bits += (bits.empty() ? "" : "/") + std::to_string(width);
   }
   return std::string(facts.symmetric ? "symmetric " : "asymmetric ") + bits + "-bit " +
          (facts.is_float ? "float" : "integers") + " with " + std::to_string(facts.columns) +
@@ -116,9 +117,11 @@ Result<BitsAndGroup> choose(const Facts& facts, const std::vector<Declared>& dec
   BitsAndGroup out;
   if (chosen != nullptr) {
     out.bits = static_cast<int>(chosen->bits);
-    // A group as long as the row, or longer, is the whole row.
+    // A longer group than Nibble's, over a row that is no longer than it, is the whole row.
     const bool whole = chosen->group >= facts.k && chosen->group > 128;
-    if (!whole && chosen->group > 128) {
+    const bool known = chosen->group == 0 || chosen->group == 16 || chosen->group == 32 ||
+                       chosen->group == 64 || chosen->group == 128;
+    if (!whole && !known) {
       return unsupported("group " + std::to_string(chosen->group) +
                          " is not 16, 32, 64, 128 or the whole row");
     }
@@ -144,9 +147,8 @@ Result<BitsAndGroup> choose(const Facts& facts, const std::vector<Declared>& dec
 /// n and k of weight_shape.
 Result<std::array<int64_t, 2>> read_shape(const Source& source, const std::string& layer) {
   const int64_t two[] = {2};
-  NIBBLE_ASSIGN_OR_RETURN(
-      const TensorInfo* tensor,
-      require_part(source, layer, kShape, bits(DType::kI64, DType::kI32), two));
+  NIBBLE_ASSIGN_OR_RETURN(const TensorInfo* tensor,
+                          require_part(source, layer, kShape, bits(DType::kI64, DType::kI32), two));
   const Buffer stored = source.tensors.bytes(*tensor);
   std::array<int64_t, 2> shape{};
   if (*tensor->dtype == DType::kI64) {
@@ -184,7 +186,8 @@ Result<Scheme> integer_scheme(const Source& source, const std::string& layer,
                         "] in 4 or 8 bits");
   }
   scheme.scale = find_part(source, layer, kScale);
-  facts.columns = scheme.scale != nullptr && scheme.scale->shape.size() == 2 ? scheme.scale->shape[1] : 0;
+  facts.columns =
+      scheme.scale != nullptr && scheme.scale->shape.size() == 2 ? scheme.scale->shape[1] : 0;
   const int64_t scale_shape[] = {scheme.n, std::max<int64_t>(1, facts.columns)};
   NIBBLE_ASSIGN_OR_RETURN(scheme.scale,
                           require_part(source, layer, kScale,
@@ -201,8 +204,8 @@ Result<Scheme> integer_scheme(const Source& source, const std::string& layer,
   scheme.format.zero = facts.symmetric ? ZeroKind::kNone : ZeroKind::kInteger;
   if (scheme.zero != nullptr) {
     const int64_t zero_shape[] = {ceil_div(scheme.n * found.bits, 32), facts.columns};
-    NIBBLE_ASSIGN_OR_RETURN(
-        scheme.zero, require_part(source, layer, kZero, bits(DType::kI32), zero_shape));
+    NIBBLE_ASSIGN_OR_RETURN(scheme.zero,
+                            require_part(source, layer, kZero, bits(DType::kI32), zero_shape));
   }
   if (find_part(source, layer, kGIdx) != nullptr) {
     const int64_t columns[] = {scheme.k};
@@ -231,7 +234,8 @@ Result<Scheme> float_scheme(const Source& source, const std::string& layer,
   if (nvfp4) {
     const TensorInfo* global = find_part(source, layer, kGlobal);
     const int64_t one[] = {1};
-    const auto shape = std::span<const int64_t>(one, global != nullptr && global->shape.empty() ? 0u : 1u);
+    const auto shape =
+        std::span<const int64_t>(one, global != nullptr && global->shape.empty() ? 0u : 1u);
     NIBBLE_ASSIGN_OR_RETURN(scheme.global,
                             require_part(source, layer, kGlobal, bits(DType::kF32), shape));
   }
@@ -248,8 +252,9 @@ Result<Scheme> float_scheme(const Source& source, const std::string& layer,
 Result<Scheme> scheme_of(const Source& source, const std::string& layer) {
   const TensorInfo* packed = find_part(source, layer, kPacked);
   if (packed == nullptr) {
-    return unsupported("only weights stored as weight_packed are read (pack-quantized, "
-                       "nvfp4-pack-quantized, mxfp4-pack-quantized)");
+    return unsupported(
+        "only weights stored as weight_packed are read (pack-quantized, "
+        "nvfp4-pack-quantized, mxfp4-pack-quantized)");
   }
   if (packed->shape.size() == 2 && packed->dtype == DType::kI32) {
     return integer_scheme(source, layer, *packed);
@@ -268,7 +273,8 @@ bool claims(const Source& source) {
     if (!layer) continue;
     if (tensor.dtype == DType::kI32) return true;
     const TensorInfo* scale = find_part(source, *layer, kScale);
-    if (scale != nullptr && (scale->dtype == DType::kE4M3 || scale->dtype == DType::kU8)) return true;
+    if (scale != nullptr && (scale->dtype == DType::kE4M3 || scale->dtype == DType::kU8))
+      return true;
   }
   return false;
 }
@@ -279,8 +285,8 @@ std::vector<LayerInfo> layers(const Source& source) {
     auto name = without_suffix(tensor.name, std::string(".") + kPacked);
     const char* weight = kPacked;
     if (!name) {
-      // An eight-bit float or integer weight that is not packed: listed, so that it is not taken for
-      // a plain tensor.
+      // An eight-bit float or integer weight that is not packed: listed, so that it is not taken
+      // for a plain tensor.
       const bool narrow = tensor.dtype == DType::kE4M3 || tensor.dtype == DType::kI8;
       weight = "weight";
       name = without_suffix(tensor.name, ".weight");
@@ -320,9 +326,9 @@ Result<std::vector<int32_t>> group_order(const Source& source, const Scheme& sch
   std::vector<int64_t> population(static_cast<size_t>(groups));
   for (size_t column = 0; column < group_of.size(); ++column) {
     if (group_of[column] < 0 || group_of[column] >= groups) {
-      return corrupt_file("weight_g_idx[" + std::to_string(column) + "] = " +
-                          std::to_string(group_of[column]) + " of " + std::to_string(groups) +
-                          " groups");
+      return corrupt_file("weight_g_idx[" + std::to_string(column) +
+                          "] = " + std::to_string(group_of[column]) + " of " +
+                          std::to_string(groups) + " groups");
     }
     ++population[static_cast<size_t>(group_of[column])];
   }
@@ -389,7 +395,8 @@ Result<Buffer> integer_zeros(const Source& source, const Scheme& scheme) {
     for (int64_t g = 0; g < groups; ++g) {
       uint32_t word;
       std::memcpy(&word, stored.data() + 4 * (row / fields * groups + g), sizeof(word));
-      const uint32_t field = word >> (static_cast<int64_t>(width) * (row % fields)) & ((1u << width) - 1);
+      const uint32_t field =
+          word >> (static_cast<int64_t>(width) * (row % fields)) & ((1u << width) - 1);
       zeros.mutable_data()[row * groups + g] = static_cast<uint8_t>(field);
     }
   }

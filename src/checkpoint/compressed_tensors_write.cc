@@ -13,9 +13,11 @@ bool is_integer(Element element) {
     case Element::kInt4:
     case Element::kUint4:
     case Element::kInt8:
-    case Element::kUint8: return true;
+    case Element::kUint8:
+      return true;
     case Element::kE2M1:
-    case Element::kNF4: return false;
+    case Element::kNF4:
+      return false;
   }
   return false;
 }
@@ -53,8 +55,8 @@ std::vector<TensorInfo> tensors(const LayerSpec& layer) {
         output_tensor(name, "weight_shape", DType::kI64, {2}),
     };
     if (format.zero == ZeroKind::kInteger) {
-      out.push_back(output_tensor(name, "weight_zero_point", DType::kI32,
-                                  {words(n, format.bits()), groups}));
+      out.push_back(
+          output_tensor(name, "weight_zero_point", DType::kI32, {words(n, format.bits()), groups}));
     }
     return out;
   }
@@ -89,7 +91,8 @@ Status append_values(TensorSink& sink, size_t index, const void* data, size_t by
 /// as code 0, which readers cut off.
 Status append_codes(const LayerSpec& layer, const QuantizedTensor& q, TensorSink& sink) {
   const Format& format = layer.format;
-  const int64_t row = format.code_row_bytes(layer.k), stored_row = 4 * words(layer.k, format.bits());
+  const int64_t row = format.code_row_bytes(layer.k),
+                stored_row = 4 * words(layer.k, format.bits());
   const bool is_signed = format.zero == ZeroKind::kNone;
   const bool odd_nibble = format.bits() == 4 && layer.k % 2 != 0;
   if (!is_signed && row == stored_row && !odd_nibble) return sink.append(0, q.codes.span());
@@ -106,7 +109,8 @@ Status append_codes(const LayerSpec& layer, const QuantizedTensor& q, TensorSink
       if (odd_nibble) to[row - 1] &= 15;
       std::memset(to + row, 0, static_cast<size_t>(stored_row - row));
     }
-    NIBBLE_RETURN_IF_ERROR(append_values(sink, 0, out.data(), static_cast<size_t>(rows * stored_row)));
+    NIBBLE_RETURN_IF_ERROR(
+        append_values(sink, 0, out.data(), static_cast<size_t>(rows * stored_row)));
   }
   return {};
 }
@@ -189,9 +193,9 @@ Json config(std::span<const LayerSpec> layers, std::span<const std::string> unto
   bool quantizes_head = false;
   for (const LayerSpec& layer : layers) {
     Json entry = {{"format", format_name(layer.format)},
-                   {"input_activations", nullptr},
-                   {"output_activations", nullptr},
-                   {"weights", weights_config(layer.format)}};
+                  {"input_activations", nullptr},
+                  {"output_activations", nullptr},
+                  {"weights", weights_config(layer.format)}};
     auto found = std::find_if(schemes.begin(), schemes.end(),
                               [&entry](const Scheme& scheme) { return scheme.entry == entry; });
     if (found == schemes.end()) found = schemes.insert(found, Scheme{std::move(entry)});
@@ -201,30 +205,28 @@ Json config(std::span<const LayerSpec> layers, std::span<const std::string> unto
   Json groups = Json::object();
   std::string format;
   for (Scheme& scheme : schemes) {
-    scheme.entry["targets"] = schemes.size() == 1 ? Json::array({"Linear"}) : std::move(scheme.names);
+    scheme.entry["targets"] =
+        schemes.size() == 1 ? Json::array({"Linear"}) : std::move(scheme.names);
     const auto name = scheme.entry["format"].get<std::string>();
     format = format.empty() || format == name ? name : "mixed-precision";
     groups["group_" + std::to_string(groups.size())] = std::move(scheme.entry);
   }
   Json ignore = Json(std::vector<std::string>(untouched.begin(), untouched.end()));
   // A head that shares the embedding's weight is stored nowhere, but is a Linear all the same.
-  const bool names_head = std::find(untouched.begin(), untouched.end(), "lm_head") != untouched.end();
+  const bool names_head =
+      std::find(untouched.begin(), untouched.end(), "lm_head") != untouched.end();
   if (!quantizes_head && !names_head) ignore.push_back("lm_head");
-  return {{"config_groups", std::move(groups)},
-          {"format", format},
-          {"global_compression_ratio", nullptr},
-          {"ignore", std::move(ignore)},
-          {"kv_cache_scheme", nullptr},
-          {"quant_method", "compressed-tensors"},
-          {"quantization_status", "compressed"},
-          {"sparsity_config", Json::object()},
+  return {{"config_groups", std::move(groups)},  {"format", format},
+          {"global_compression_ratio", nullptr}, {"ignore", std::move(ignore)},
+          {"kv_cache_scheme", nullptr},          {"quant_method", "compressed-tensors"},
+          {"quantization_status", "compressed"}, {"sparsity_config", Json::object()},
           {"transform_config", Json::object()}};
 }
 
 }  // namespace
 
 extern const WriteSpelling kWriteCompressedTensors;
-const WriteSpelling kWriteCompressedTensors = {"compressed-tensors", takes, check, tensors, encode,
-                                               config};
+const WriteSpelling kWriteCompressedTensors = {
+    "compressed-tensors", takes, check, tensors, encode, config};
 
 }  // namespace nibble::checkpoint

@@ -41,9 +41,8 @@ Result<MappedFile> MappedFile::open(const std::string& path) {
   if (size == 0) return MappedFile(Buffer(), false);
   void* data = ::mmap(nullptr, static_cast<size_t>(size), PROT_READ, MAP_PRIVATE, file.fd, 0);
   if (data == MAP_FAILED) return errno_status(path);
-  std::shared_ptr<const void> owner(data, [size](const void* p) {
-    ::munmap(const_cast<void*>(p), static_cast<size_t>(size));
-  });
+  std::shared_ptr<const void> owner(
+      data, [size](const void* p) { ::munmap(const_cast<void*>(p), static_cast<size_t>(size)); });
   return MappedFile(Buffer::view(data, size, std::move(owner)), true);
 }
 

@@ -18,8 +18,8 @@ class MappedFile {
   int64_t bytes() const { return whole_.bytes(); }
   const uint8_t* data() const { return whole_.data(); }
   /// The bytes [offset, offset + count), which the caller has checked. When the last copy of the
-  /// view is gone its pages leave the process (the file's pages stay in the system's cache): walking
-  /// a large model then costs the memory of one tensor.
+  /// view is gone its pages leave the process (the file's pages stay in the system's cache):
+  /// walking a large model then costs the memory of one tensor.
   Buffer view(int64_t offset, int64_t count) const;
 
  private:

@@ -138,8 +138,8 @@ class HeaderReader {
   bool fail(const std::string& message) {
     const bool in_tensor =
         state_ == State::kTensor || state_ == State::kShape || state_ == State::kOffsets;
-    error_ = in_tensor ? "tensor " + shown(tensors.back().name) + ": " + message
-                       : "header: " + message;
+    error_ =
+        in_tensor ? "tensor " + shown(tensors.back().name) + ": " + message : "header: " + message;
     return false;
   }
   bool unexpected(const char* what) {
@@ -160,7 +160,8 @@ Status check_size(const TensorInfo& tensor) {
   for (const int64_t extent : tensor.shape) {
     elements = elements ? checked_product(*elements, extent) : std::nullopt;
   }
-  if (!elements) return corrupt_file("the shape " + shape_text(tensor.shape) + " overflows 63 bits");
+  if (!elements)
+    return corrupt_file("the shape " + shape_text(tensor.shape) + " overflows 63 bits");
   if (!tensor.dtype) return {};
   const auto bytes = checked_product(*elements, dtype_bytes(*tensor.dtype));
   if (!bytes) return corrupt_file("the shape " + shape_text(tensor.shape) + " overflows 63 bits");
@@ -194,8 +195,8 @@ Status check_offsets(std::vector<TensorInfo>& tensors, int64_t data_bytes) {
     position += tensor.bytes;
   }
   if (position == data_bytes) return {};
-  return corrupt_file("the tensors end at byte " + std::to_string(position) + " of the data, which has " +
-                      std::to_string(data_bytes));
+  return corrupt_file("the tensors end at byte " + std::to_string(position) +
+                      " of the data, which has " + std::to_string(data_bytes));
 }
 
 Status check_names(const std::vector<TensorInfo>& tensors) {
@@ -248,7 +249,8 @@ Result<SafetensorsFile> SafetensorsFile::parse(MappedFile file, std::string name
                  std::to_string(file.bytes()));
   }
   const Buffer text = file.view(kLengthBytes, header_bytes);
-  if (header_bytes == 0 || text.data()[0] != '{') return wrong("the header does not begin with '{'");
+  if (header_bytes == 0 || text.data()[0] != '{')
+    return wrong("the header does not begin with '{'");
 
   HeaderReader reader;
   if (!nlohmann::json::sax_parse(text.data(), text.data() + header_bytes, &reader)) {

@@ -53,7 +53,8 @@ TEST(Safetensors, ReadsTensorsInTheOrderOfTheirOffsets) {
 }
 
 TEST(Safetensors, UnknownDtypesKeepTheSizeOfTheirOffsets) {
-  const auto file = parse(raw_safetensors("{" + entry("t", "F6_E3M2", "[4]", "[0,3]") + "}", "abc"));
+  const auto file =
+      parse(raw_safetensors("{" + entry("t", "F6_E3M2", "[4]", "[0,3]") + "}", "abc"));
   ASSERT_TRUE(file.ok()) << file.status().message();
   EXPECT_FALSE(file->tensors()[0].dtype.has_value());
   EXPECT_EQ(file->tensors()[0].dtype_name, "F6_E3M2");
@@ -128,9 +129,11 @@ TEST(Safetensors, OffsetsMustTileTheData) {
   refused(entry("t", "U8", "[9]", "[0,9]"), {"'t'", "pass the end", "truncated"});
   refused(entry("t", "U8", "[4]", "[9,13]"), {"'t'", "pass the end"});
   refused(entry("t", "U8", "[4]", "[4,0]"), {"'t'", "end before they begin"});
-  refused(entry("a", "U8", "[5]", "[0,5]") + "," + entry("b", "U8", "[4]", "[4,8]"), {"'b'", "overlap"});
+  refused(entry("a", "U8", "[5]", "[0,5]") + "," + entry("b", "U8", "[4]", "[4,8]"),
+          {"'b'", "overlap"});
   refused(entry("a", "U8", "[8]", "[0,8]") + "," + entry("b", "U8", "[8]", "[0,8]"), {"overlap"});
-  refused(entry("a", "U8", "[3]", "[0,3]") + "," + entry("b", "U8", "[4]", "[4,8]"), {"'b'", "hole"});
+  refused(entry("a", "U8", "[3]", "[0,3]") + "," + entry("b", "U8", "[4]", "[4,8]"),
+          {"'b'", "hole"});
   refused(entry("a", "U8", "[7]", "[1,8]"), {"'a'", "hole"});
   refused(entry("a", "U8", "[7]", "[0,7]"), {"end at byte 7"});
   refused(entry("t", "U8", "[8]", "[0]"), {"'t'", "2 numbers"});
@@ -144,8 +147,8 @@ TEST(Safetensors, OffsetsMustTileTheData) {
 TEST(Safetensors, ShapesMustMatchTheSizeAndMustNotOverflow) {
   const auto refused = [](const std::string& dtype, const std::string& shape,
                           const std::vector<std::string>& words) {
-    expect_refused(raw_safetensors("{" + entry("t", dtype, shape, "[0,8]") + "}", std::string(8, 'x')),
-                   words);
+    expect_refused(
+        raw_safetensors("{" + entry("t", dtype, shape, "[0,8]") + "}", std::string(8, 'x')), words);
   };
   refused("F32", "[3]", {"'t'", "12 bytes"});
   refused("F32", "[2,0]", {"'t'", "0 bytes"});

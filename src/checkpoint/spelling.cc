@@ -18,8 +18,8 @@ std::span<const WriteSpelling> write_spellings() {
 Result<const WriteSpelling*> spelling_for(const LayerSpec& layer) {
   NIBBLE_RETURN_IF_ERROR(layer.format.validate());
   if (layer.n < 1 || layer.k < 1) {
-    return invalid_argument("a weight needs n and k of at least 1, not [" + std::to_string(layer.n) +
-                            ", " + std::to_string(layer.k) + "]");
+    return invalid_argument("a weight needs n and k of at least 1, not [" +
+                            std::to_string(layer.n) + ", " + std::to_string(layer.k) + "]");
   }
   for (const WriteSpelling& spelling : write_spellings()) {
     if (!spelling.takes(layer.format)) continue;
@@ -39,7 +39,8 @@ Result<const TensorInfo*> require_part(const Source& source, std::string_view la
     return corrupt_file("tensor " + shown(part_name(layer, suffix)) + " is missing");
   }
   const bool right_dtype = tensor->dtype && (dtypes & bit(*tensor->dtype)) != 0;
-  if (right_dtype && std::equal(shape.begin(), shape.end(), tensor->shape.begin(), tensor->shape.end())) {
+  if (right_dtype &&
+      std::equal(shape.begin(), shape.end(), tensor->shape.begin(), tensor->shape.end())) {
     return tensor;
   }
   std::string wanted;

@@ -1,5 +1,5 @@
-// How quantized layers are spelled as tensors and configuration. A new spelling is one .cc file with
-// a ReadSpelling, a WriteSpelling or both, and a line in spelling.cc.
+// How quantized layers are spelled as tensors and configuration. A new spelling is one .cc file
+// with a ReadSpelling, a WriteSpelling or both, and a line in spelling.cc.
 #ifndef NIBBLE_CHECKPOINT_SPELLING_H_
 #define NIBBLE_CHECKPOINT_SPELLING_H_
 
@@ -78,7 +78,8 @@ struct WriteSpelling {
   Status (*check)(const LayerSpec& layer);
   /// The stored tensors: name, dtype_name, shape and bytes.
   std::vector<TensorInfo> (*tensors)(const LayerSpec& layer);
-  /// Writes a validated weight that has the spec's Format and shape and neither pre_scale nor k_perm.
+  /// Writes a validated weight that has the spec's Format and shape and neither pre_scale nor
+  /// k_perm.
   Status (*encode)(const LayerSpec& layer, const QuantizedTensor& q, TensorSink& sink);
   /// `quantization_config` for these layers, beside which the linear-looking modules `untouched`
   /// stay float.

@@ -27,8 +27,9 @@ Result<TensorStore> TensorStore::of(std::vector<SafetensorsFile> files,
   };
   std::sort(store.by_name_.begin(), store.by_name_.end(),
             [&](int32_t a, int32_t b) { return name_of(a) < name_of(b); });
-  const auto twice = std::adjacent_find(store.by_name_.begin(), store.by_name_.end(),
-                                        [&](int32_t a, int32_t b) { return name_of(a) == name_of(b); });
+  const auto twice =
+      std::adjacent_find(store.by_name_.begin(), store.by_name_.end(),
+                         [&](int32_t a, int32_t b) { return name_of(a) == name_of(b); });
   if (twice != store.by_name_.end()) {
     const auto file_of = [&store](int32_t i) {
       return store.shards_[static_cast<size_t>(store.tensors_[static_cast<size_t>(i)].shard)];

@@ -80,7 +80,8 @@ class FileBuilder {
   FileBuilder& add(const std::string& name, const std::string& dtype,
                    const std::vector<int64_t>& shape, const std::string& bytes) {
     std::string extents;
-    for (const int64_t extent : shape) extents += (extents.empty() ? "" : ",") + std::to_string(extent);
+    for (const int64_t extent : shape)
+      extents += (extents.empty() ? "" : ",") + std::to_string(extent);
     header_ += (header_.empty() ? "" : ",") + ("\"" + name) + "\":{\"dtype\":\"" + dtype +
                "\",\"shape\":[" + extents + "],\"data_offsets\":[" + std::to_string(data_.size()) +
                "," + std::to_string(data_.size() + bytes.size()) + "]}";
@@ -136,7 +137,7 @@ inline QuantizedTensor random_weight(const Format& format, int64_t n, int64_t k,
       store_from_f32(q.scales.mutable_data(), format.scale, i, value);
     }
   }
-  if (format.element == Element::kE2M1 && format.scale == DType::kE4M3) {
+  if (format.name() == "nvfp4") {
     q.tensor_scales = {{0, 417.3f}};
     q.tensor_scale_op = TensorScaleOp::kDivide;
   }

@@ -133,7 +133,8 @@ Status CheckpointWriter::Impl::add_layer(const PlannedLayer& planned) {
   Layer layer;
   layer.spec.name = planned.name;
   layer.spec.format = planned.format;
-  if (const auto found = source->layer_index.find(planned.name); found != source->layer_index.end()) {
+  if (const auto found = source->layer_index.find(planned.name);
+      found != source->layer_index.end()) {
     const LayerInfo& info = source->layers[found->second];
     NIBBLE_RETURN_IF_ERROR(Status(info.status));
     layer.spec.n = info.n;
@@ -152,8 +153,8 @@ Status CheckpointWriter::Impl::add_layer(const PlannedLayer& planned) {
   }
   NIBBLE_ASSIGN_OR_RETURN(const WriteSpelling* own, spelling_for(layer.spec));
   if (spelling != nullptr && own != spelling) {
-    return unsupported(planned.format.name() + " is written as " + own->name + ", other layers as " +
-                       spelling->name + "; one checkpoint has one spelling");
+    return unsupported(planned.format.name() + " is written as " + own->name +
+                       ", other layers as " + spelling->name + "; one checkpoint has one spelling");
   }
   spelling = own;
   layer_index.emplace(planned.name, layers.size());
@@ -225,10 +226,9 @@ Status CheckpointWriter::Impl::lay_out() {
   }
   for (size_t shard = 0; shard < by_shard.size(); ++shard) {
     // Holes are not allowed, so alignment comes from the order: wide types first.
-    std::stable_sort(by_shard[shard].begin(), by_shard[shard].end(),
-                     [](const Place& a, const Place& b) {
-                       return alignment_of(a.info) > alignment_of(b.info);
-                     });
+    std::stable_sort(
+        by_shard[shard].begin(), by_shard[shard].end(),
+        [](const Place& a, const Place& b) { return alignment_of(a.info) > alignment_of(b.info); });
     for (Place& place : by_shard[shard]) {
       place.shard = shard;
       places.push_back(std::move(place));
@@ -243,8 +243,8 @@ Status CheckpointWriter::Impl::lay_out() {
     const auto& [layer, part] = part_of.at(places[i].info.name);
     layers[layer].places[part] = i;
   }
-  const bool plain_stem =
-      std::all_of(source->stem.begin(), source->stem.end(), [](char c) { return c > ' ' && c < 127; });
+  const bool plain_stem = std::all_of(source->stem.begin(), source->stem.end(),
+                                      [](char c) { return c > ' ' && c < 127; });
   shards = shard_names(plain_stem ? source->stem : "model", std::max<size_t>(1, by_shard.size()));
   for (const std::string& name : source->other_files) {
     const bool index = name == (plain_stem ? source->stem : "model") + ".safetensors.index.json";
@@ -270,8 +270,8 @@ Status CheckpointWriter::Impl::create_files() {
     }
     const std::string header = safetensors_header(infos, metadata);
     auto offset = static_cast<int64_t>(header.size());
-    NIBBLE_ASSIGN_OR_RETURN(OutputFile file, OutputFile::create(directory->file(shards[shard]),
-                                                                offset + data_bytes));
+    NIBBLE_ASSIGN_OR_RETURN(
+        OutputFile file, OutputFile::create(directory->file(shards[shard]), offset + data_bytes));
     NIBBLE_RETURN_IF_ERROR(
         file.write_at(0, {reinterpret_cast<const uint8_t*>(header.data()), header.size()}));
     for (; next < places.size() && places[next].shard == shard; ++next) {
@@ -332,9 +332,9 @@ Status CheckpointWriter::Impl::write_config() {
     if (place.info.dtype && is_activation_dtype(*place.info.dtype)) untouched.push_back(*module);
   }
   std::sort(untouched.begin(), untouched.end());
-  return write_text(directory->file("config.json"),
-                    with_member(source->config_text, "quantization_config",
-                                spelling->config(specs, untouched)));
+  return write_text(
+      directory->file("config.json"),
+      with_member(source->config_text, "quantization_config", spelling->config(specs, untouched)));
 }
 
 Status CheckpointWriter::Impl::write_index() {
@@ -344,7 +344,8 @@ Status CheckpointWriter::Impl::write_index() {
   std::map<std::string, std::string> weight_map;
   for (const Place& place : places) weight_map[place.info.name] = shards[place.shard];
   const Json index = {{"metadata", std::move(metadata)}, {"weight_map", weight_map}};
-  const std::string name = shards[0].substr(0, shards[0].find("-00001-of-")) + ".safetensors.index.json";
+  const std::string name =
+      shards[0].substr(0, shards[0].find("-00001-of-")) + ".safetensors.index.json";
   return write_text(directory->file(name), index.dump(2) + "\n");
 }
 

@@ -1,0 +1,267 @@
+// Layers that no tool would write: made by hand, to be decoded or refused.
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "checkpoint/test_files.h"
+
+namespace nibble::checkpoint {
+namespace {
+
+std::string config(const std::string& weights) {
+  return R"({"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {"group_0": )"
+         R"({"targets": ["Linear"], "weights": )" +
+         weights + "}}}}";
+}
+std::string int_config(int bits, bool symmetric, int group) {
+  return config(R"({"num_bits": )" + std::to_string(bits) + R"(, "type": "int", "symmetric": )" +
+                (symmetric ? "true" : "false") +
+                (group == 0
+                     ? R"(, "strategy": "channel", "group_size": null})"
+                     : R"(, "strategy": "group", "group_size": )" + std::to_string(group) + "}"));
+}
+
+Result<Checkpoint> open(const FileBuilder& file, const std::string& config_text) {
+  const std::string bytes = file.build();
+  Buffer buffer = Buffer::allocate(static_cast<int64_t>(bytes.size())).value();
+  std::memcpy(buffer.mutable_data(), bytes.data(), bytes.size());
+  return Checkpoint::from_memory(buffer, config_text, "made.safetensors");
+}
+
+/// The only layer's weight.
+Result<QuantizedTensor> load(const FileBuilder& file, const std::string& config_text) {
+  NIBBLE_ASSIGN_OR_RETURN(const Checkpoint checkpoint, open(file, config_text));
+  EXPECT_EQ(checkpoint.layers().size(), 1u);
+  return checkpoint.load("l");
+}
+
+void expect_refused(const FileBuilder& file, const std::string& config_text,
+                    const std::vector<std::string>& words, Code code = Code::kCorruptFile) {
+  const Result<QuantizedTensor> q = load(file, config_text);
+  ASSERT_FALSE(q.ok()) << words.front();
+  EXPECT_EQ(q.status().code(), code) << q.status().message();
+  for (const std::string& word : words) {
+    EXPECT_NE(q.status().message().find(word), std::string::npos)
+        << q.status().message() << "\nlacks: " << word;
+  }
+  EXPECT_NE(q.status().message().find("made.safetensors"), std::string::npos);
+  EXPECT_NE(q.status().message().find("'l'"), std::string::npos) << q.status().message();
+}
+
+/// What an int4 layer [n, k] consists of; tests change one part at a time.
+struct IntegerLayer {
+  int64_t n = 3, k = 32;
+  int group = 16;
+  std::vector<uint32_t> packed = std::vector<uint32_t>(3 * 4, 0x76543210u);
+  std::vector<int64_t> packed_shape = {3, 4};
+  std::vector<float> scales = {1, 2, 3, 4, 5, 6};
+  std::vector<int64_t> scale_shape = {3, 2};
+  std::vector<int64_t> shape = {3, 32};
+  std::vector<int32_t> g_idx;
+
+  FileBuilder file() const {
+    FileBuilder out;
+    out.add("l.weight_packed", "I32", packed_shape, bytes_of(packed));
+    out.add("l.weight_scale", "F32", scale_shape, bytes_of(scales));
+    out.add("l.weight_shape", "I64", {static_cast<int64_t>(shape.size())}, bytes_of(shape));
+    if (!g_idx.empty()) {
+      out.add("l.weight_g_idx", "I32", {static_cast<int64_t>(g_idx.size())}, bytes_of(g_idx));
+    }
+    return out;
+  }
+};
+
+TEST(CompressedTensorsLayer, FieldsHoldTheValuePlusEight) {
+  const QuantizedTensor q = load(IntegerLayer().file(), int_config(4, true, 16)).value();
+  EXPECT_EQ(q.format.name(), "int4-g16:f32");
+  for (int64_t j = 0; j < 32; ++j) {
+    EXPECT_EQ(q.decode(1, j), static_cast<float>(j % 8 - 8) * (j < 16 ? 3.0f : 4.0f));
+  }
+}
+
+TEST(CompressedTensorsLayer, ShapesThatDisagreeAreRefused) {
+  const std::string four = int_config(4, true, 16);
+  IntegerLayer layer;
+  layer.packed_shape = {4, 3};
+  expect_refused(layer.file(), four, {"[4, 3]", "[3, 32]"});
+  layer = {};
+  layer.packed_shape = {12};
+  expect_refused(layer.file(), four, {"[12]"}, Code::kUnsupported);
+  layer = {};
+  layer.shape = {3, 40};
+  expect_refused(layer.file(), four, {"[3, 40]"});
+  layer.shape = {3, 0};
+  expect_refused(layer.file(), four, {"weight_shape says [3, 0]"});
+  layer.shape = {-3, 32};
+  expect_refused(layer.file(), four, {"[-3, 32]"});
+  layer.shape = {3, std::numeric_limits<int64_t>::max()};
+  expect_refused(layer.file(), four, {"9223372036854775807"});
+  layer.shape = {3, 32, 1};
+  expect_refused(layer.file(), four, {"'l.weight_shape'", "[3]", "[2]"});
+  layer = {};
+  layer.scale_shape = {2, 3};
+  expect_refused(layer.file(), four, {"'l.weight_scale'", "[2, 3]", "[3, 3]"});
+  layer.scale_shape = {6};
+  expect_refused(layer.file(), four, {"'l.weight_scale'", "[6]"});
+}
+
+TEST(CompressedTensorsLayer, MissingPartsAreNamed) {
+  FileBuilder no_scale;
+  no_scale.add("l.weight_packed", "I32", {1, 1}, "0123");
+  no_scale.add("l.weight_shape", "I64", {2}, bytes_of(std::vector<int64_t>{1, 8}));
+  expect_refused(no_scale, int_config(4, true, 0), {"'l.weight_scale' is missing"});
+  FileBuilder no_shape;
+  no_shape.add("l.weight_packed", "I32", {1, 1}, "0123");
+  no_shape.add("l.weight_scale", "F32", {1, 1}, "0123");
+  expect_refused(no_shape, int_config(4, true, 0), {"'l.weight_shape' is missing"});
+  FileBuilder no_global;
+  no_global.add("l.weight_packed", "U8", {1, 8}, "01234567");
+  no_global.add("l.weight_scale", "F8_E4M3", {1, 1}, "0");
+  expect_refused(no_global, "", {"'l.weight_global_scale' is missing"});
+}
+
+TEST(CompressedTensorsLayer, GroupsThatDoNotFitAreRefused) {
+  // 2 scales for 32 columns is group 16, whatever config.json says.
+  expect_refused(IntegerLayer().file(), int_config(4, true, 32), {"2 scales", "k = 32"});
+  expect_refused(IntegerLayer().file(), int_config(4, true, 0), {"2 scales"});
+  expect_refused(IntegerLayer().file(), int_config(8, true, 16), {"4-bit"});
+  expect_refused(IntegerLayer().file(), int_config(4, false, 16), {"symmetric 4-bit"});
+  expect_refused(IntegerLayer().file(), int_config(4, true, -16), {"2 scales"});
+  IntegerLayer odd;
+  odd.scale_shape = {3, 5};
+  odd.scales.resize(15, 1.0f);
+  expect_refused(odd.file(), "", {"5 scales for k = 32"});
+  expect_refused(odd.file(), int_config(4, true, 7), {"group 7 is not 16"}, Code::kUnsupported);
+}
+
+TEST(CompressedTensorsLayer, NonFiniteScalesAreRefusedByRowAndGroup) {
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    IntegerLayer layer;
+    layer.scales[3] = bad;
+    expect_refused(layer.file(), int_config(4, true, 16), {"row 1, group 1"});
+  }
+  FileBuilder nvfp4;
+  nvfp4.add("l.weight_packed", "U8", {1, 8}, "01234567");
+  nvfp4.add("l.weight_scale", "F8_E4M3", {1, 1}, "\x7F");
+  nvfp4.add("l.weight_global_scale", "F32", {1}, bytes_of(std::vector<float>{2}));
+  expect_refused(nvfp4, "", {"row 0, group 0"});
+  FileBuilder mxfp4;
+  mxfp4.add("l.weight_packed", "U8", {1, 16}, std::string(16, 'x'));
+  mxfp4.add("l.weight_scale", "U8", {1, 1}, "\xFF");
+  expect_refused(mxfp4, "", {"row 0, group 0"});
+}
+
+TEST(CompressedTensorsLayer, GlobalScalesThatCannotDivideAreRefused) {
+  for (const float bad : {0.0f, -0.0f, std::numeric_limits<float>::quiet_NaN(),
+                          std::numeric_limits<float>::infinity()}) {
+    FileBuilder nvfp4;
+    nvfp4.add("l.weight_packed", "U8", {1, 8}, "01234567");
+    nvfp4.add("l.weight_scale", "F8_E4M3", {1, 1}, "8");
+    nvfp4.add("l.weight_global_scale", "F32", {1}, bytes_of(std::vector<float>{bad}));
+    expect_refused(nvfp4, "", {"weight_global_scale is"});
+  }
+}
+
+TEST(CompressedTensorsLayer, GIdxIsCheckedBeforeItIsUsed) {
+  const std::string four = int_config(4, true, 16);
+  IntegerLayer layer;
+  layer.g_idx.assign(32, 0);
+  expect_refused(layer.file(), four, {"group 0 32 columns, not 16"}, Code::kUnsupported);
+  for (size_t i = 0; i < 32; ++i) layer.g_idx[i] = i % 2 == 0 ? 1 : 0;
+  layer.g_idx[7] = 2;
+  expect_refused(layer.file(), four, {"weight_g_idx[7] = 2 of 2 groups"});
+  layer.g_idx[7] = -1;
+  expect_refused(layer.file(), four, {"weight_g_idx[7] = -1"});
+  layer.g_idx.resize(31);
+  expect_refused(layer.file(), four, {"'l.weight_g_idx'", "[31]"});
+}
+
+TEST(CompressedTensorsLayer, GIdxReordersCodesAndRemembersTheColumns) {
+  IntegerLayer layer;
+  layer.g_idx.resize(32);
+  for (size_t i = 0; i < 32; ++i) layer.g_idx[i] = i % 2 == 0 ? 1 : 0;
+  const QuantizedTensor q = load(layer.file(), int_config(4, true, 16)).value();
+  ASSERT_EQ(q.k_perm.size(), 32u);
+  EXPECT_EQ(q.k_perm[0], 1);
+  EXPECT_EQ(q.k_perm[16], 0);
+  std::vector<float> row(32);
+  q.dequantize(2, 3, row.data());
+  for (size_t i = 0; i < 32; ++i) {
+    EXPECT_EQ(row[i], static_cast<float>(static_cast<int>(i % 8) - 8) * (i % 2 == 0 ? 6.0f : 5.0f));
+  }
+}
+
+TEST(CompressedTensorsLayer, GIdxThatSaysNothingIsNoPermutation) {
+  IntegerLayer layer;
+  layer.g_idx.assign(32, -1);
+  EXPECT_TRUE(load(layer.file(), int_config(4, true, 16))->k_perm.empty());
+  for (size_t i = 0; i < 32; ++i) layer.g_idx[i] = static_cast<int32_t>(i / 16);
+  EXPECT_TRUE(load(layer.file(), int_config(4, true, 16))->k_perm.empty());
+}
+
+TEST(CompressedTensorsLayer, OddColumnsHaveAClearPaddingNibble) {
+  FileBuilder file;
+  file.add("l.weight_packed", "I32", {1, 1}, "\xFF\xFF\xFF\xFF");
+  file.add("l.weight_scale", "F32", {1, 1}, bytes_of(std::vector<float>{1}));
+  file.add("l.weight_shape", "I64", {2}, bytes_of(std::vector<int64_t>{1, 7}));
+  file.add("l.weight_zero_point", "I32", {1, 1}, std::string("\x03\0\0\0", 4));
+  const QuantizedTensor q = load(file, int_config(4, false, 0)).value();
+  EXPECT_EQ(q.codes.bytes(), 4);
+  EXPECT_EQ(q.codes.data()[3], 0x0F);
+  EXPECT_EQ(q.decode(0, 6), 12.0f);
+}
+
+TEST(CompressedTensorsLayer, WidthComesFromConfigurationWhereShapesAllowTwo) {
+  FileBuilder file;
+  file.add("l.weight_packed", "I32", {1, 1}, "\x12\x34\x56\x78");
+  file.add("l.weight_scale", "F32", {1, 1}, bytes_of(std::vector<float>{1}));
+  file.add("l.weight_shape", "I64", {2}, bytes_of(std::vector<int64_t>{1, 4}));
+  EXPECT_EQ(load(file, int_config(4, true, 0))->format.name(), "int4-channel:f32");
+  EXPECT_EQ(load(file, int_config(8, true, 0))->format.name(), "int8-channel:f32");
+  expect_refused(file, "", {"4 and 8 bits alike"}, Code::kUnsupported);
+}
+
+TEST(CompressedTensorsLayer, SeveralGroupsAreToldApartByTheirTensors) {
+  const std::string groups =
+      R"({"quantization_config": {"quant_method": "compressed-tensors", "ignore": ["x"], "config_groups": {
+        "group_0": {"targets": ["re:.*a$"], "weights": {"num_bits": 8, "type": "int", "symmetric": true,
+                    "strategy": "channel"}},
+        "group_1": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "symmetric": true,
+                    "strategy": "group", "group_size": 16}},
+        "group_2": {"targets": ["m"], "weights": {"num_bits": 4, "type": "float", "symmetric": true,
+                    "strategy": "group", "group_size": 32}},
+        "group_3": {"targets": ["Linear"], "input_activations": {"num_bits": 8}, "weights": null}}}})";
+  FileBuilder file = IntegerLayer().file();
+  file.add("m.weight_packed", "U8", {1, 16}, std::string(16, 'x'));
+  file.add("m.weight_scale", "U8", {1, 1}, "\x7F");
+  file.add("x.weight", "F32", {1, 1}, bytes_of(std::vector<float>{1}));
+  const Checkpoint checkpoint = open(file, groups).value();
+  ASSERT_EQ(checkpoint.layers().size(), 2u);
+  EXPECT_EQ(checkpoint.load("l")->format.name(), "int4-g16:f32");
+  EXPECT_EQ(checkpoint.load("m")->format.name(), "mxfp4");
+  EXPECT_EQ(checkpoint.find_layer("x"), nullptr);
+}
+
+TEST(CompressedTensorsLayer, OtherCompressionsAreListedWithTheReason) {
+  FileBuilder file;
+  file.add("l.weight", "F8_E4M3", {1, 4}, "8888");
+  file.add("l.weight_scale", "BF16", {1, 1}, "12");
+  expect_refused(file, config(R"({"num_bits": 8, "type": "float", "strategy": "channel"})"),
+                 {"weight_packed"}, Code::kUnsupported);
+}
+
+TEST(CompressedTensorsLayer, ActivationScalesBelongToTheLayer) {
+  FileBuilder file;
+  file.add("l.input_global_scale", "F32", {1}, bytes_of(std::vector<float>{3}));
+  file.add("l.weight_global_scale", "F32", {}, bytes_of(std::vector<float>{2}));
+  file.add("l.weight_packed", "U8", {1, 8}, "01234567");
+  file.add("l.weight_scale", "F8_E4M3", {1, 1}, "8");
+  const Checkpoint checkpoint = open(file, "").value();
+  EXPECT_EQ(checkpoint.layers()[0].tensors.size(), 4u);
+  EXPECT_EQ(checkpoint.layers()[0].stored_bytes, 17);
+  EXPECT_EQ(checkpoint.load("l")->tensor_scales, (std::vector<TensorScale>{{0, 2.0f}}));
+}
+
+}  // namespace
+}  // namespace nibble::checkpoint

@@ -1,0 +1,212 @@
+// Checkpoints that the tools themselves wrote, decoded bit for bit as the tools decode them.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "checkpoint/json.h"
+#include "checkpoint/test_files.h"
+
+namespace nibble::checkpoint {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string data_path(const std::string& name) {
+  return std::string(NIBBLE_TEST_DATA_DIR) + "/" + name;
+}
+
+/// `value` rounded to the type the tool computed in.
+float rounded(float value, const std::string& type) {
+  if (type == "bfloat16") return bf16_to_f32(f32_to_bf16(value));
+  if (type == "float16") return f16_to_f32(f32_to_f16(value));
+  EXPECT_EQ(type, "float32");
+  return value;
+}
+
+/// Every layer of the fixture equals its golden weight; returns how many there were.
+size_t expect_golden(const std::string& fixture) {
+  const std::string root = data_path(fixture);
+  const Json about = parse_json(read_bytes(root + "/fixture.json"), "fixture.json").value();
+  const auto type = about["golden_rounding"].get<std::string>();
+  const Result<Checkpoint> checkpoint = Checkpoint::open(root);
+  EXPECT_TRUE(checkpoint.ok()) << checkpoint.status().message();
+  if (!checkpoint.ok()) return 0;
+  const Checkpoint golden = Checkpoint::open(root + "/golden.safetensors").value();
+  EXPECT_EQ(checkpoint->layers().size(), about["layers"].size());
+  for (const LayerInfo& layer : checkpoint->layers()) {
+    SCOPED_TRACE(fixture + " " + layer.name);
+    const Result<QuantizedTensor> q = checkpoint->load(layer.name);
+    EXPECT_TRUE(q.ok()) << q.status().message();
+    const Tensor want = golden.tensor(layer.name + ".weight").value();
+    EXPECT_EQ(want.view.shape, (std::vector<int64_t>{layer.n, layer.k}));
+    if (!q.ok() || want.view.shape != std::vector<int64_t>{q->n, q->k}) continue;
+    EXPECT_EQ(q->format, layer.format);
+    std::vector<float> values(static_cast<size_t>(q->n * q->k));
+    q->dequantize(0, q->n, values.data());
+    int wrong = 0;
+    for (size_t i = 0; i < values.size(); ++i) {
+      const float expected = load_as_f32(want.view.data, DType::kF32, static_cast<int64_t>(i));
+      // Bits, not values, but for the sign of zero: the tools' integer rules have no -0.
+      if (rounded(values[i], type) == expected) continue;
+      if (++wrong <= 3) {
+        ADD_FAILURE() << "element " << i << ": expected " << expected << ", got " << values[i];
+      }
+    }
+    EXPECT_EQ(wrong, 0);
+  }
+  return checkpoint->layers().size();
+}
+
+class CompressedTensorsFixture : public testing::TestWithParam<std::string> {};
+
+TEST_P(CompressedTensorsFixture, DecodesToTheToolsOwnWeights) {
+  EXPECT_GT(expect_golden("compressed_tensors/" + GetParam()), 0u);
+}
+
+std::vector<std::string> fixture_names() {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(data_path("compressed_tensors"))) {
+    names.push_back(entry.path().filename().string());
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+INSTANTIATE_TEST_SUITE_P(All, CompressedTensorsFixture, testing::ValuesIn(fixture_names()),
+                         [](const auto& test) {
+                           std::string name = test.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
+
+TEST(CompressedTensors, AllElevenFixturesAreThere) { EXPECT_EQ(fixture_names().size(), 11u); }
+
+TEST(CompressedTensors, FormatsComeFromTensorsAndConfiguration) {
+  const auto format_of = [](const std::string& fixture) {
+    const Checkpoint checkpoint =
+        Checkpoint::open(data_path("compressed_tensors/" + fixture)).value();
+    EXPECT_EQ(checkpoint.spelling(), "compressed-tensors");
+    return checkpoint.layers()[0].format.name();
+  };
+  EXPECT_EQ(format_of("int4-sym-g128-bf16"), "int4-g128");
+  EXPECT_EQ(format_of("int4-asym-g64-f32"), "uint4-g64:f32");
+  EXPECT_EQ(format_of("int4-sym-channel-f16"), "int4-channel:f16");
+  EXPECT_EQ(format_of("int8-sym-g32-bf16"), "int8-g32");
+  EXPECT_EQ(format_of("int8-asym-g64-f16"), "uint8-g64:f16");
+  EXPECT_EQ(format_of("nvfp4a16-bf16"), "nvfp4");
+  EXPECT_EQ(format_of("mxfp4a16-bf16"), "mxfp4");
+}
+
+TEST(CompressedTensors, ZeroPointsArePackedAlongRows) {
+  const std::string root = data_path("compressed_tensors/int4-asym-g32-rows-not-multiple-of-8");
+  const Checkpoint checkpoint = Checkpoint::open(root).value();
+  const LayerInfo& layer = checkpoint.layers()[0];
+  const QuantizedTensor q = checkpoint.load(layer.name).value();
+  const Buffer words = checkpoint.tensor_bytes(layer.name + ".weight_zero_point").value();
+  ASSERT_EQ(q.n, 52);
+  ASSERT_EQ(words.bytes(), 7 * 4 * 4);  // ceil(52 / 8) words of 8 rows for each of 4 groups
+  std::vector<uint8_t> distinct;
+  for (int64_t row = 0; row < q.n; ++row) {
+    for (int64_t g = 0; g < 4; ++g) {
+      const uint8_t byte = words.data()[4 * (row / 8 * 4 + g) + row % 8 / 2];
+      ASSERT_EQ(q.zeros.data()[row * 4 + g], row % 2 == 0 ? byte & 15 : byte >> 4);
+      distinct.push_back(q.zeros.data()[row * 4 + g]);
+    }
+  }
+  std::sort(distinct.begin(), distinct.end());
+  EXPECT_GT(std::unique(distinct.begin(), distinct.end()) - distinct.begin(), 4);
+}
+
+TEST(CompressedTensors, GlobalScaleDivides) {
+  const Checkpoint checkpoint =
+      Checkpoint::open(data_path("compressed_tensors/nvfp4a16-bf16")).value();
+  for (const LayerInfo& layer : checkpoint.layers()) {
+    const QuantizedTensor q = checkpoint.load(layer.name).value();
+    EXPECT_EQ(q.tensor_scale_op, TensorScaleOp::kDivide);
+    ASSERT_EQ(q.tensor_scales.size(), 1u);
+    const Buffer global = checkpoint.tensor_bytes(layer.name + ".weight_global_scale").value();
+    EXPECT_EQ(std::memcmp(&q.tensor_scales[0].value, global.data(), 4), 0);
+    EXPECT_GT(q.tensor_scales[0].value, 1.0f);
+  }
+}
+
+TEST(CompressedTensors, GIdxSortsKOnce) {
+  const Checkpoint checkpoint =
+      Checkpoint::open(data_path("compressed_tensors/int4-sym-g32-g-idx")).value();
+  const LayerInfo& layer = checkpoint.layers()[0];
+  const QuantizedTensor q = checkpoint.load(layer.name).value();
+  const Tensor g_idx = checkpoint.tensor(layer.name + ".weight_g_idx").value();
+  const auto* group_of = static_cast<const int32_t*>(g_idx.view.data);
+  ASSERT_EQ(q.k_perm.size(), 160u);
+  for (size_t j = 0; j < 160; ++j) {
+    EXPECT_EQ(group_of[q.k_perm[j]], static_cast<int32_t>(j / 32)) << "stored column " << j;
+    // Stable: within a group, columns keep their order.
+    if (j % 32 != 0) {
+      EXPECT_LT(q.k_perm[j - 1], q.k_perm[j]);
+    }
+  }
+}
+
+TEST(CompressedTensors, StoredOrderIsViewedWithoutACopyWhereItIsCanonical) {
+  for (const char* fixture : {"nvfp4a16-bf16", "mxfp4a16-bf16", "int4-asym-g64-f32"}) {
+    const Checkpoint checkpoint =
+        Checkpoint::open(data_path(std::string("compressed_tensors/") + fixture)).value();
+    const std::string layer = checkpoint.layers()[0].name;
+    const QuantizedTensor q = checkpoint.load(layer).value();
+    EXPECT_EQ(q.codes.data(), checkpoint.tensor_bytes(layer + ".weight_packed")->data()) << fixture;
+    EXPECT_EQ(q.scales.data(), checkpoint.tensor_bytes(layer + ".weight_scale")->data()) << fixture;
+  }
+}
+
+TEST(CompressedTensors, CodesOutliveTheCheckpoint) {
+  std::optional<QuantizedTensor> q;
+  {
+    const Checkpoint checkpoint =
+        Checkpoint::open(data_path("compressed_tensors/mxfp4a16-bf16")).value();
+    q = checkpoint.load(checkpoint.layers()[0].name).value();
+  }
+  std::vector<float> row(static_cast<size_t>(q->k));
+  q->dequantize(0, 1, row.data());
+  EXPECT_TRUE(std::isfinite(row[0]));
+}
+
+TEST(CompressedTensors, ShardsAreOneCheckpoint) {
+  const Checkpoint checkpoint =
+      Checkpoint::open(data_path("compressed_tensors/int4-sym-g32-sharded")).value();
+  EXPECT_EQ(checkpoint.shards().size(), 4u);
+  EXPECT_EQ(checkpoint.layers().size(), 3u);
+  // The middle layer's codes and scales stand in different files.
+  const std::string layer = "model.layers.1.mlp.up_proj";
+  EXPECT_NE(checkpoint.find(layer + ".weight_packed")->shard,
+            checkpoint.find(layer + ".weight_scale")->shard);
+}
+
+TEST(CompressedTensors, AFileAloneIsRecognisedByItsTensors) {
+  for (const char* fixture : {"int4-asym-g64-f32", "int4-sym-channel-f16", "int8-asym-g64-f16",
+                              "mxfp4a16-bf16", "nvfp4a16-bf16"}) {
+    const std::string root = data_path(std::string("compressed_tensors/") + fixture);
+    const Checkpoint whole = Checkpoint::open(root).value();
+    const Checkpoint alone = Checkpoint::open(root + "/model.safetensors").value();
+    EXPECT_TRUE(alone.config_json().empty());
+    EXPECT_EQ(alone.spelling(), "compressed-tensors");
+    ASSERT_EQ(alone.layers().size(), whole.layers().size());
+    for (const LayerInfo& layer : whole.layers()) {
+      EXPECT_TRUE(identical(alone.load(layer.name).value(), whole.load(layer.name).value()));
+    }
+  }
+}
+
+TEST(Bitsandbytes, Nf4DecodesToTheToolsOwnWeightsHighNibbleFirst) {
+  EXPECT_EQ(expect_golden("bitsandbytes/nf4"), 1u);
+}
+
+TEST(Bitsandbytes, WhatIsNotReadSaysWhy) {
+  const Checkpoint nested = Checkpoint::open(data_path("bitsandbytes/nf4-double")).value();
+  EXPECT_EQ(nested.spelling(), "bitsandbytes");
+  ASSERT_EQ(nested.layers().size(), 2u);
+  EXPECT_EQ(nested.layers()[0].status.code(), Code::kUnsupported);
+  EXPECT_NE(nested.layers()[0].status.message().find("nested"), std::string::npos);
+  EXPECT_FALSE(nested.load(nested.layers()[0].name).ok());
+}
+
+}  // namespace
+}  // namespace nibble::checkpoint
