@@ -67,10 +67,11 @@ class ExactData : public ::testing::TestWithParam<RowCase> {
     WeightExtras extras;
     extras.tensor_scales = static_cast<int>(turn % 4);
     extras.op = turn % 8 < 4 ? TensorScaleOp::kMultiply : TensorScaleOp::kDivide;
-    extras.k_perm = row.gathers() && turn % 5 == 1;
-    extras.pre_scale = row.pre_scales() && turn % 5 >= 3;
+    extras.k_perm = row.gathers() && turn % 5 >= 3;
+    extras.pre_scale = row.pre_scales() && turn % 7 >= 4;
 
-    const ExactProblem problem = make_exact(format, shape, row.compute, extras, rng);
+    const ExactProblem problem =
+        make_exact(format, shape, row.compute, extras, with_epilogue ? kEpilogueOctaves : 0, rng);
     const Layout layout{row.matmul->row.layout, paired};
     const auto packed = pack(problem.w, layout);
     ASSERT_TRUE(packed.ok()) << packed.status().message();

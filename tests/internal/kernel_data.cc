@@ -91,7 +91,7 @@ void add_tensor_scales(QuantizedTensor& w, const WeightExtras& extras, bool exac
   const int64_t count = std::min<int64_t>(extras.tensor_scales, w.n);
   for (int64_t i = 0; i < count; ++i) {
     const double value =
-        exact ? std::ldexp(1.0, static_cast<int>(rng.between(-3, 3))) : std::exp(rng.gaussian());
+        exact ? std::ldexp(1.0, static_cast<int>(rng.between(-1, 1))) : std::exp(rng.gaussian());
     w.tensor_scales.push_back({w.n * i / count, static_cast<float>(value)});
   }
 }
@@ -226,7 +226,7 @@ bool Matrix::gaps_are_untouched() const {
 }
 
 ExactProblem make_exact(const Format& format, const ProblemShape& shape, Compute compute,
-                        const WeightExtras& extras, Rng& rng) {
+                        const WeightExtras& extras, int free_octaves, Rng& rng) {
   ExactProblem problem;
   problem.w = empty_weight(format, shape);
   QuantizedTensor& w = problem.w;
@@ -235,17 +235,18 @@ ExactProblem make_exact(const Format& format, const ProblemShape& shape, Compute
 
   // The sum of |x| * (|code| + |zero|), in units, with `spread` octaves of scales above the unit.
   // Wide codes at large K leave no room: keep their low bits only.
+  const double limit = std::ldexp(1.0, 24 - free_octaves);
   int kept_bits = format.bits();
   double magnitude = range.magnitude;
   const auto bound = [&] {
     return x_bound(shape.k, compute) * (magnitude + zero_magnitude(format.zero, magnitude)) / half;
   };
-  while (bound() > 0x1p23 && kept_bits > 4) {
+  while (bound() > limit && kept_bits > 4) {
     --kept_bits;
     magnitude /= 2;
   }
   const int spread =
-      std::min(kMostSpread, static_cast<int>(std::floor(std::log2(0x1p23 / bound()))));
+      std::min(kMostSpread, static_cast<int>(std::floor(std::log2(limit / bound()))));
   if (spread < 0) die("K is too large for exact data of this Format");
 
   const int lowest = lowest_exponent(format.scale, spread, rng);

@@ -86,15 +86,18 @@ struct WeightExtras {
 struct ExactProblem {
   QuantizedTensor w;
   std::vector<float> x;  ///< [m][k] dense, original column order
-  float unit = 1;        ///< every partial sum is a multiple, at most 2^23 times, before row scales
+  float unit = 1;        ///< every partial sum is a multiple of it, before tensor scales
 };
 struct ProblemShape {
   int64_t m = 1, n = 1, k = 1;
 };
-/// docs/numerics.md, "Exact data". Aborts when the 2^24 bound cannot be met: no data are made that
-/// only look exact.
+/// Octaves of the 24 that an epilogue needs: tensor scales and alpha move the sum by 2 each way,
+/// then bias, c and residual of up to 120 units join it.
+inline constexpr int kEpilogueOctaves = 5;
+/// docs/numerics.md, "Exact data": partial sums are at most 2^(24 - free_octaves) units. Aborts
+/// when that cannot be met: no data are made that only look exact.
 ExactProblem make_exact(const Format& format, const ProblemShape& shape, Compute compute,
-                        const WeightExtras& extras, Rng& rng);
+                        const WeightExtras& extras, int free_octaves, Rng& rng);
 
 /// Codes of all kinds, scales over several octaves of both signs, zeros inside the codes' range.
 /// `one_sided`: codes whose value is not negative, positive scales, zero points of 0.

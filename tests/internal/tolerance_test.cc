@@ -25,7 +25,7 @@ class Tolerance : public ::testing::TestWithParam<RowCase> {
     WeightExtras extras;
     extras.tensor_scales = static_cast<int>(turn % 4);
     extras.op = turn % 8 < 4 ? TensorScaleOp::kMultiply : TensorScaleOp::kDivide;
-    extras.k_perm = row.gathers() && turn % 3 == 1;
+    extras.k_perm = row.gathers() && turn % 3 >= 1;
     extras.pre_scale = row.pre_scales() && turn % 3 == 2 && !setting.one_sided;
 
     const QuantizedTensor w = make_random_weight(format, shape, extras, setting.one_sided, rng);
