@@ -12,8 +12,9 @@
 // Order of the FP32 additions, for each (row of x, row of w):
 //   segment = sum over its columns in rising order
 //   part   += segment * scale             (int8: segment * (x_scale * scale))
-//   total  += part, part = 0              every 1024 columns
-// The three levels keep one-sided sums within tolerance at any K (docs/numerics.md).
+//   total  += part, part = 0              every part_columns(k): 256, more above K = 4096
+// Three levels keep every chain of additions short, and so one-sided sums within tolerance at any K
+// (docs/numerics.md).
 #include "kernels/cpu/epilogue.h"
 #include "kernels/cpu/x_scalar.h"
 #include "nibble/core.h"
@@ -24,10 +25,16 @@ namespace {
 constexpr int64_t kLanes = 16;
 constexpr int64_t kRows = 8;
 constexpr int64_t kChunkColumns = 128;
-constexpr int64_t kPartColumns = 1024;
 constexpr int64_t kBlockColumns = 32;  // of LayoutId::kCpuPanel16
 constexpr int64_t kMaxCodes = 256;
-static_assert(kPartColumns % kChunkColumns == 0 && kChunkColumns % kInt8BlockColumns == 0);
+static_assert(kChunkColumns % kInt8BlockColumns == 0);
+
+// Columns that are summed before they meet the total: at most 16 parts a row.
+int64_t part_columns(int64_t k) {
+  int64_t columns = 2 * kChunkColumns;
+  while (columns * 16 < k) columns *= 2;
+  return columns;
+}
 
 // Rows of w that a work item covers, in packed order.
 struct Panel {
@@ -185,6 +192,7 @@ void multiply_tile(const MatmulArgs& args, const Panel& panel, const float* tabl
   const int64_t step = w.group < kLongest ? w.group : kLongest;
   NIBBLE_ASSUME(w.group >= w.k || (kChunkColumns % w.group == 0 && w.group >= 16));
 
+  const int64_t part_step = part_columns(w.k);
   LaneSums part = {};
   XChunk chunk;
   Segment segment;
@@ -202,8 +210,7 @@ void multiply_tile(const MatmulArgs& args, const Panel& panel, const float* tabl
                               chunk.scales[r][offset / kInt8BlockColumns], part[r]);
       }
     }
-    const bool part_ends = (column + kChunkColumns) % kPartColumns == 0;
-    if (!part_ends && column + kChunkColumns < w.k) continue;
+    if ((column + kChunkColumns) % part_step != 0 && column + kChunkColumns < w.k) continue;
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t lane = 0; lane < kLanes; ++lane) {
         total[r][lane] += part[r][lane];
