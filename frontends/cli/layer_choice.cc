@@ -63,28 +63,33 @@ bool is_head(const std::string& part) {
                           "qa_outputs", "output_projection"});
 }
 
-// Sets the group that will be used for k columns, or says why there is none.
-std::string fit_group(int64_t k, const ChoiceOptions& options, ChosenLayer* chosen) {
+// Sets the group that will be used for [n, k], or says why there is none.
+std::string fit_format(const ChoiceOptions& options, ChosenLayer* chosen) {
   Format& format = chosen->layer.format;
-  if (format.group == 0 || k % format.group == 0) return "";
+  format = options.format;
+  const bool divides = format.group == 0 || chosen->k % format.group == 0;
+  // nvfp4, mxfp4 and stored nf4 are their group; the others may shrink theirs.
+  const bool fixed = format.scale == DType::kE4M3 || format.scale == DType::kE8M0 ||
+                     format.element == Element::kNF4;
+  if (!divides && !options.allow_short_group && !fixed) {
+    for (int32_t group : kSmallerGroups) {
+      if (group < options.format.group && chosen->k % group == 0) {
+        format.group = group;
+        chosen->smaller_group = true;
+        break;
+      }
+    }
+  }
+  const auto spelling = output_spelling(format, chosen->n, chosen->k);
+  if (!spelling.ok()) return spelling.status().message();
+  if (divides || chosen->smaller_group) return "";
   if (options.allow_short_group) {
     chosen->short_group = true;
     return "";
   }
-  // nvfp4 and mxfp4 are their group; the others may shrink theirs.
-  const bool fixed = format.scale == DType::kE4M3 || format.scale == DType::kE8M0;
-  if (!fixed) {
-    for (int32_t group : kSmallerGroups) {
-      if (group < format.group && k % group == 0) {
-        format.group = group;
-        chosen->smaller_group = true;
-        return "";
-      }
-    }
-  }
-  return fmt::format(
-      "K = {} is not a multiple of {}{} (--allow-short-group writes it all the same)", k,
-      fixed ? "group " : "16, the smallest group", fixed ? std::to_string(format.group) : "");
+  return fmt::format("K = {} is no multiple of {} (--allow-short-group writes it all the same)",
+                     chosen->k,
+                     fixed ? fmt::format("group {}", format.group) : "16, the smallest group");
 }
 
 // The reason why the tensor cannot be a quantized layer at all; empty when it can.
@@ -99,14 +104,11 @@ std::string impossible(const TensorInfo& tensor, const ChoiceOptions& options,
   }
   chosen->tensor = tensor.name;
   chosen->layer.name = tensor.name.substr(0, tensor.name.size() - kWeightSuffix.size());
-  chosen->layer.format = options.format;
   chosen->n = tensor.shape[0];
   chosen->k = tensor.shape[1];
   chosen->stored_bytes = tensor.bytes;
   if (chosen->n < 1 || chosen->k < 1) return "empty";
-  if (std::string reason = fit_group(chosen->k, options, chosen); !reason.empty()) return reason;
-  auto spelling = output_spelling(chosen->layer.format, chosen->n, chosen->k);
-  return spelling.ok() ? "" : spelling.status().message();
+  return fit_format(options, chosen);
 }
 
 }  // namespace
@@ -132,6 +134,7 @@ Result<LayerChoice> choose_layers(std::span<const TensorInfo> tensors,
   for (const TensorInfo& tensor : tensors) {
     ChosenLayer chosen;
     std::string reason = impossible(tensor, options, &chosen);
+    bool linear_layer = false;
     const bool asked_for = include.match(tensor.name);
     if (exclude.match(tensor.name)) {
       reason = "--exclude";
@@ -140,13 +143,16 @@ Result<LayerChoice> choose_layers(std::span<const TensorInfo> tensors,
     } else if (asked_for && !reason.empty() && chosen.k > 0) {
       return unsupported(fmt::format("{} cannot be quantized to {}: {}", printable(tensor.name),
                                      options.format.name(), reason));
-    } else if (reason.empty() && !asked_for) {
-      reason = default_skip_reason(chosen.layer.name);
+    } else if (!asked_for && chosen.k > 0) {
+      const std::string by_default = default_skip_reason(chosen.layer.name);
+      linear_layer = by_default.empty();
+      if (!linear_layer) reason = by_default;
     }
     if (reason.empty()) {
       choice.chosen.push_back(std::move(chosen));
     } else {
-      choice.skipped.push_back({tensor.name, tensor.shape, tensor.dtype_name, std::move(reason)});
+      choice.skipped.push_back(
+          {tensor.name, tensor.shape, tensor.dtype_name, std::move(reason), linear_layer});
     }
   }
   return choice;

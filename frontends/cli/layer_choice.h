@@ -34,6 +34,7 @@ struct SkippedTensor {
   std::vector<int64_t> shape;
   std::string dtype_name;
   std::string reason;
+  bool linear_layer = false;  ///< it would have been quantized if the Format could hold it
 };
 
 struct LayerChoice {

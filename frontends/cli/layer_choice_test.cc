@@ -99,7 +99,7 @@ TEST(ChooseLayers, IncludeTakesExactlyItsMatchesAndExcludeWins) {
   const LayerChoice choice = choose(tensors, options);
   EXPECT_EQ(chosen_names(choice), (std::vector<std::string>{"lm_head"}));
   EXPECT_EQ(reason_of(choice, "layers.1.q_proj.weight"), "--exclude");
-  EXPECT_EQ(reason_of(choice, "layers.0.q_proj.weight"), "not matched by --include");
+  EXPECT_EQ(reason_of(choice, "norm.weight"), "not matched by --include");
   options.include = {};
   EXPECT_TRUE(choose(tensors, options).chosen.empty());
 }
@@ -135,10 +135,16 @@ TEST(ChooseLayers, KThatNoGroupDividesStaysUnlessShortGroupsAreAllowed) {
   EXPECT_EQ(choice.chosen[0].layer.format.group, 128);
 }
 
-TEST(ChooseLayers, FixedGroupsNeverShrink) {
-  const LayerChoice choice = choose({tensor("x.weight", {64, 4304})}, options_for("mxfp4"));
-  EXPECT_TRUE(choice.chosen.empty());
-  EXPECT_NE(reason_of(choice, "x.weight").find("group 32"), std::string::npos);
+TEST(ChooseLayers, FixedGroupsNeverShrinkAndTheLayerIsMarkedAsLeftInFloat) {
+  for (const char* format : {"mxfp4", "nf4-g64"}) {
+    const LayerChoice choice = choose({tensor("x.weight", {64, 4304})}, options_for(format));
+    EXPECT_TRUE(choice.chosen.empty()) << format;
+    ASSERT_EQ(choice.skipped.size(), 1u) << format;
+    EXPECT_TRUE(choice.skipped[0].linear_layer) << format;
+    EXPECT_NE(choice.skipped[0].reason.find("4304"), std::string::npos) << format;
+  }
+  EXPECT_FALSE(
+      choose({tensor("lm_head.weight", {64, 4304})}, options_for("mxfp4")).skipped[0].linear_layer);
 }
 
 TEST(ChooseLayers, RefusesABrokenPatternAndAnImpossibleLayerThatIsAskedFor) {

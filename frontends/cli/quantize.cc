@@ -19,6 +19,8 @@
 namespace nibble::cli {
 namespace {
 
+constexpr double kSuspiciousError = 0.5;  // far above what any format does to a trained weight
+
 struct Arguments {
   std::string in, out, format;
   std::vector<std::string> include, exclude;
@@ -113,16 +115,27 @@ void print_choice(const Arguments& args, const LayerChoice& choice) {
       fmt::print("    and {} more (--json lists all)\n", names.size() - kMostNames);
     }
   }
+  // By K, because a model has few of them and many layers.
+  std::map<std::pair<int64_t, std::string>, int64_t> smaller;
   for (const ChosenLayer& each : choice.chosen) {
-    if (each.smaller_group) {
-      fmt::print("  {} gets {}: {} is the largest group that divides K = {}\n",
-                 printable(each.layer.name), each.layer.format.name(), each.layer.format.group,
-                 each.k);
-    }
+    if (each.smaller_group) ++smaller[{each.k, each.layer.format.name()}];
+  }
+  for (const auto& [k_and_format, count] : smaller) {
+    const auto& [k, format] = k_and_format;
+    fmt::print("  {} layers with K = {} get {}, the largest group that divides it\n", count, k,
+               format);
   }
 }
 
-void warn_about_spelling(const LayerChoice& choice, const std::string& spelling) {
+void warn_about_choice(const LayerChoice& choice, const std::string& spelling) {
+  const auto kept = std::count_if(choice.skipped.begin(), choice.skipped.end(),
+                                  [](const SkippedTensor& t) { return t.linear_layer; });
+  if (kept > 0) {
+    const auto first = std::find_if(choice.skipped.begin(), choice.skipped.end(),
+                                    [](const SkippedTensor& t) { return t.linear_layer; });
+    warn(fmt::format("{} linear layers stay in float, such as {}: {}", kept,
+                     printable(first->tensor), first->reason));
+  }
   const auto short_groups = std::count_if(choice.chosen.begin(), choice.chosen.end(),
                                           [](const ChosenLayer& l) { return l.short_group; });
   if (short_groups > 0) {
@@ -211,7 +224,8 @@ Json summary_json(const Arguments& args, const LayerChoice& choice, const Summar
     skipped.push_back({{"tensor", each.tensor},
                        {"shape", each.shape},
                        {"dtype", each.dtype_name},
-                       {"reason", each.reason}});
+                       {"reason", each.reason},
+                       {"linear_layer", each.linear_layer}});
   }
   json["skipped"] = std::move(skipped);
   json["weights"] = summary.weights;
@@ -297,10 +311,15 @@ Status quantize_checkpoint(const Arguments& args) {
   write_options.progress = [&copying](int64_t done, int64_t total) { copying.update(done, total); };
   NIBBLE_ASSIGN_OR_RETURN(CheckpointWriter writer,
                           CheckpointWriter::create(source, args.out, plan, write_options));
-  warn_about_spelling(choice, writer.spelling());
+  warn_about_choice(choice, writer.spelling());
   NIBBLE_ASSIGN_OR_RETURN(const Summary summary,
                           quantize_all(args, source, choice, &writer, &copying));
   copying.bar.reset();
+  if (const LayerResult& worst = worst_layer(summary);
+      !(worst.relative_error <= kSuspiciousError)) {
+    warn(fmt::format("{} has relative error {:.3g}; is it a weight at all?",
+                     printable(worst.layer->layer.name), worst.relative_error));
+  }
   if (args.json) {
     print_json(summary_json(args, choice, summary, writer.spelling()));
   } else {
