@@ -209,7 +209,7 @@ struct GroupSearch {
       if (rules.zero == ZeroKind::kInteger) {
         v = rounded_sum<W>(v, 0, rules.code_max) - kRoundToInteger;
       } else {
-        v = round_to_dtype<W>(v, rules.scale);
+        v = round_to_dtype<W>(v, rules.scale) + 0.0f;  // never -0
       }
       L::store(c.zero + lane, additive ? F{} : v);
       L::store(c.shift + lane, additive ? v : F{});
