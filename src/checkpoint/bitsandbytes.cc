@@ -182,9 +182,9 @@ Status encode(const LayerSpec& layer, const QuantizedTensor& q, TensorSink& sink
   return sink.append(3, {reinterpret_cast<const uint8_t*>(state.data()), state.size()});
 }
 
-Json config(std::span<const LayerSpec> layers, std::span<const std::string> untouched) {
+OrderedJson config(std::span<const LayerSpec> layers, std::span<const std::string> untouched) {
   const DType compute = layers.front().source_dtype;
-  Json skip = Json(std::vector<std::string>(untouched.begin(), untouched.end()));
+  OrderedJson skip = OrderedJson(std::vector<std::string>(untouched.begin(), untouched.end()));
   if (std::find(skip.begin(), skip.end(), "lm_head") == skip.end()) skip.push_back("lm_head");
   return {{"_load_in_4bit", true},
           {"_load_in_8bit", false},

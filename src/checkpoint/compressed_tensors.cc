@@ -39,16 +39,22 @@ struct Declared {
   int64_t bits = 0;
   bool symmetric = true;
   int64_t group = 0;  ///< 0: one scale a row; -1: a strategy that no reader here knows
-  bool names_layer = false;
 };
 
 int64_t integer_or(const Json& value, int64_t otherwise) {
   return value.is_number_integer() ? value.get<int64_t>() : otherwise;
 }
 
-std::vector<Declared> declared_groups(const Json& quantization, const std::string& layer) {
+/// Each layer looks at every entry, so their number is limited; real files have one to three.
+Result<std::vector<Declared>> declared_groups(const Json& quantization) {
+  constexpr size_t kMaxEntries = 256;
+  const Json& entries = member(quantization, "config_groups");
+  if (entries.size() > kMaxEntries) {
+    return corrupt_file("config_groups has " + std::to_string(entries.size()) +
+                        " entries, at most " + std::to_string(kMaxEntries) + " are read");
+  }
   std::vector<Declared> out;
-  for (const Json& entry : member(quantization, "config_groups")) {
+  for (const Json& entry : entries) {
     const Json& weights = member(entry, "weights");
     if (!weights.is_object()) continue;  // quantizes activations alone
     Declared declared;
@@ -64,7 +70,6 @@ std::vector<Declared> declared_groups(const Json& quantization, const std::strin
     } else {
       declared.group = -1;
     }
-    for (const Json& target : member(entry, "targets")) declared.names_layer |= target == layer;
     out.push_back(declared);
   }
   return out;
@@ -104,11 +109,16 @@ struct BitsAndGroup {
 
 /// Width and group from config.json where it has groups, else from the shapes alone: with more than
 /// one scale a row, only one of 16, 32, 64 and 128 gives that many.
-Result<BitsAndGroup> choose(const Facts& facts, const std::vector<Declared>& declared) {
+Result<BitsAndGroup> choose(const Facts& facts, const Json& quantization) {
+  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Declared> declared, declared_groups(quantization));
   const Declared* chosen = nullptr;
   for (const Declared& candidate : declared) {
     if (!agrees(candidate, facts)) continue;
-    if (chosen == nullptr || (candidate.names_layer && !chosen->names_layer)) chosen = &candidate;
+    // Two that fit differ in nothing that matters, but for the width of rows of up to 4 columns.
+    if (chosen != nullptr && chosen->bits != candidate.bits) {
+      return unsupported("config_groups of different widths fit k = " + std::to_string(facts.k));
+    }
+    if (chosen == nullptr) chosen = &candidate;
   }
   if (chosen == nullptr && !declared.empty()) {
     return corrupt_file("no entry of config_groups fits the stored tensors, which are " +
@@ -195,8 +205,7 @@ Result<Scheme> integer_scheme(const Source& source, const std::string& layer,
   scheme.zero = find_part(source, layer, kZero);
   facts.symmetric = scheme.zero == nullptr;
 
-  NIBBLE_ASSIGN_OR_RETURN(const BitsAndGroup found,
-                          choose(facts, declared_groups(source.quantization, layer)));
+  NIBBLE_ASSIGN_OR_RETURN(const BitsAndGroup found, choose(facts, source.quantization));
   scheme.format.element = found.bits == 4 ? (facts.symmetric ? Element::kInt4 : Element::kUint4)
                                           : (facts.symmetric ? Element::kInt8 : Element::kUint8);
   scheme.format.group = found.group;
@@ -244,7 +253,7 @@ Result<Scheme> float_scheme(const Source& source, const std::string& layer,
   facts.bit_widths = 1u << 4;
   facts.k = scheme.k;
   facts.columns = scale_shape[1];
-  const Result<BitsAndGroup> found = choose(facts, declared_groups(source.quantization, layer));
+  const Result<BitsAndGroup> found = choose(facts, source.quantization);
   if (!found.ok()) return found.status();
   return scheme;
 }

@@ -164,13 +164,13 @@ const char* format_name(const Format& format) {
                                     : "mxfp4-pack-quantized";
 }
 
-Json weights_config(const Format& format) {
-  Json weights = {{"dynamic", false},
-                  {"group_size", nullptr},
-                  {"num_bits", format.bits()},
-                  {"strategy", format.group == 0 ? "channel" : "group"},
-                  {"symmetric", format.zero == ZeroKind::kNone},
-                  {"type", is_integer(format.element) ? "int" : "float"}};
+OrderedJson weights_config(const Format& format) {
+  OrderedJson weights = {{"dynamic", false},
+                         {"group_size", nullptr},
+                         {"num_bits", format.bits()},
+                         {"strategy", format.group == 0 ? "channel" : "group"},
+                         {"symmetric", format.zero == ZeroKind::kNone},
+                         {"type", is_integer(format.element) ? "int" : "float"}};
   if (format.group != 0) weights["group_size"] = format.group;
   if (is_nvfp4(format)) {
     weights["strategy"] = "tensor_group";
@@ -183,44 +183,48 @@ Json weights_config(const Format& format) {
 
 /// One scheme for all layers targets "Linear" and lists what is to be ignored; several schemes
 /// target their layers by name.
-Json config(std::span<const LayerSpec> layers, std::span<const std::string> untouched) {
+OrderedJson config(std::span<const LayerSpec> layers, std::span<const std::string> untouched) {
   // The stored scale dtype is no part of a scheme: formats that differ in it alone share a group.
   struct Scheme {
-    Json entry;
-    Json names = Json::array();
+    OrderedJson entry;
+    OrderedJson names = OrderedJson::array();
   };
   std::vector<Scheme> schemes;
   bool quantizes_head = false;
   for (const LayerSpec& layer : layers) {
-    Json entry = {{"format", format_name(layer.format)},
-                  {"input_activations", nullptr},
-                  {"output_activations", nullptr},
-                  {"weights", weights_config(layer.format)}};
+    OrderedJson entry = {{"format", format_name(layer.format)},
+                         {"input_activations", nullptr},
+                         {"output_activations", nullptr},
+                         {"weights", weights_config(layer.format)}};
     auto found = std::find_if(schemes.begin(), schemes.end(),
                               [&entry](const Scheme& scheme) { return scheme.entry == entry; });
     if (found == schemes.end()) found = schemes.insert(found, Scheme{std::move(entry)});
     found->names.push_back(layer.name);
     quantizes_head |= layer.name == "lm_head";
   }
-  Json groups = Json::object();
+  OrderedJson groups = OrderedJson::object();
   std::string format;
   for (Scheme& scheme : schemes) {
     scheme.entry["targets"] =
-        schemes.size() == 1 ? Json::array({"Linear"}) : std::move(scheme.names);
+        schemes.size() == 1 ? OrderedJson::array({"Linear"}) : std::move(scheme.names);
     const auto name = scheme.entry["format"].get<std::string>();
     format = format.empty() || format == name ? name : "mixed-precision";
     groups["group_" + std::to_string(groups.size())] = std::move(scheme.entry);
   }
-  Json ignore = Json(std::vector<std::string>(untouched.begin(), untouched.end()));
+  OrderedJson ignore = OrderedJson(std::vector<std::string>(untouched.begin(), untouched.end()));
   // A head that shares the embedding's weight is stored nowhere, but is a Linear all the same.
   const bool names_head =
       std::find(untouched.begin(), untouched.end(), "lm_head") != untouched.end();
   if (!quantizes_head && !names_head) ignore.push_back("lm_head");
-  return {{"config_groups", std::move(groups)},  {"format", format},
-          {"global_compression_ratio", nullptr}, {"ignore", std::move(ignore)},
-          {"kv_cache_scheme", nullptr},          {"quant_method", "compressed-tensors"},
-          {"quantization_status", "compressed"}, {"sparsity_config", Json::object()},
-          {"transform_config", Json::object()}};
+  return {{"config_groups", std::move(groups)},
+          {"format", format},
+          {"global_compression_ratio", nullptr},
+          {"ignore", std::move(ignore)},
+          {"kv_cache_scheme", nullptr},
+          {"quant_method", "compressed-tensors"},
+          {"quantization_status", "compressed"},
+          {"sparsity_config", OrderedJson::object()},
+          {"transform_config", OrderedJson::object()}};
 }
 
 }  // namespace

@@ -109,7 +109,7 @@ const Json& member(const Json& object, const char* key) {
   return found == object.end() ? kNull : *found;
 }
 
-std::string with_member(std::string_view text, const std::string& key, const Json& value) {
+std::string with_member(std::string_view text, const std::string& key, const OrderedJson& value) {
   // The value as it stands inside a document indented by two.
   std::string dumped = value.dump(2);
   for (size_t i = 0; (i = dumped.find('\n', i)) != std::string::npos; i += 3) {

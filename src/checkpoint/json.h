@@ -10,8 +10,10 @@
 
 namespace nibble::checkpoint {
 
-/// Objects keep the order of their keys.
-using Json = nlohmann::ordered_json;
+using Json = nlohmann::json;
+/// Objects keep the order of their keys; finding one takes time in proportion to their number, so
+/// this is for small documents that are written.
+using OrderedJson = nlohmann::ordered_json;
 
 inline constexpr int kMaxJsonDepth = 64;
 inline constexpr int64_t kMaxJsonBytes = 64 << 20;  ///< of a config or an index
@@ -26,7 +28,7 @@ const Json& member(const Json& object, const char* key);
 
 /// The text of a valid JSON object with `key` set to `value` at the top level; every other byte
 /// stays. An empty text counts as {}.
-std::string with_member(std::string_view text, const std::string& key, const Json& value);
+std::string with_member(std::string_view text, const std::string& key, const OrderedJson& value);
 
 /// A name for a message: in single quotes, control characters and bytes past ASCII escaped, at most
 /// 200 bytes of it.

@@ -3,6 +3,8 @@
 //   weight_scale   f32 (or the Format's scale dtype) [n, ceil(k/group)]
 // under quantization_config {quant_method: "nibble", format: "fp4-g32", layers: {name: format}},
 // where `layers` lists those whose Format is not `format`. Only Nibble reads it.
+#include <map>
+
 #include "checkpoint/spelling.h"
 
 namespace nibble::checkpoint {
@@ -109,14 +111,14 @@ Status encode(const LayerSpec& layer, const QuantizedTensor& q, TensorSink& sink
   return sink.append(1, q.scales.span());
 }
 
-Json config(std::span<const LayerSpec> layers, std::span<const std::string>) {
+OrderedJson config(std::span<const LayerSpec> layers, std::span<const std::string>) {
   const std::string format = layers.front().format.name();
-  Json others = Json::object();
+  std::map<std::string, std::string> others;
   for (const LayerSpec& layer : layers) {
     if (layer.format.name() != format) others[layer.name] = layer.format.name();
   }
-  Json out = {{"quant_method", "nibble"}, {"format", format}};
-  if (!others.empty()) out["layers"] = std::move(others);
+  OrderedJson out = {{"quant_method", "nibble"}, {"format", format}};
+  if (!others.empty()) out["layers"] = others;
   return out;
 }
 

@@ -273,15 +273,15 @@ Result<SafetensorsFile> SafetensorsFile::parse(MappedFile file, std::string name
 
 std::string safetensors_header(std::span<const TensorInfo> tensors,
                                const std::map<std::string, std::string>& metadata) {
-  Json header = Json::object();
+  OrderedJson header = OrderedJson::object();
   if (!metadata.empty()) header[kMetadataKey] = metadata;
   std::string text = header.dump();
   text.pop_back();
   int64_t offset = 0;
   for (const TensorInfo& tensor : tensors) {
-    const Json entry = {{"dtype", tensor.dtype_name},
-                        {"shape", tensor.shape},
-                        {"data_offsets", {offset, offset + tensor.bytes}}};
+    const OrderedJson entry = {{"dtype", tensor.dtype_name},
+                               {"shape", tensor.shape},
+                               {"data_offsets", {offset, offset + tensor.bytes}}};
     if (text.size() > 1) text += ",";
     text += Json(tensor.name).dump() + ":" + entry.dump();
     offset += tensor.bytes;

@@ -83,7 +83,7 @@ struct WriteSpelling {
   Status (*encode)(const LayerSpec& layer, const QuantizedTensor& q, TensorSink& sink);
   /// `quantization_config` for these layers, beside which the linear-looking modules `untouched`
   /// stay float.
-  Json (*config)(std::span<const LayerSpec> layers, std::span<const std::string> untouched);
+  OrderedJson (*config)(std::span<const LayerSpec> layers, std::span<const std::string> untouched);
 };
 
 std::span<const WriteSpelling> write_spellings();
