@@ -16,10 +16,11 @@ namespace {
 
 constexpr int64_t kHugePageBytes = 2 << 20;
 constexpr int64_t kSmallestReadBytes = 64 << 20;
-// A thread's part of the buffer is a multiple of this, so that no read loop leaves a remainder.
-constexpr int64_t kPartUnitBytes = 64 << 10;
-constexpr double kComputePassSeconds = 2e-3;  // handing out work costs microseconds
-constexpr int kTryoutPasses = 7;
+// One pass takes about half a millisecond: long against handing out work (microseconds), short
+// against a time slice of the scheduler, so that a preemption spoils one pass and not the median.
+constexpr int64_t kReadPassBytes = 16 << 20;  // of one thread
+constexpr double kComputePassSeconds = 5e-4;
+constexpr int kTryoutPasses = 25;
 constexpr int kNumRoofs = 4;
 
 double seconds_now() {
@@ -66,7 +67,8 @@ struct RoofMeter::State {
   ThreadPool* pool = nullptr;
   uint32_t isas = 0;
   HugeBuffer buffer;
-  int64_t part_bytes = 0;  // of one thread
+  int64_t part_bytes = 0;     // of one thread, a multiple of kReadPassBytes
+  int64_t read_position = 0;  // in every part, where the next read pass begins
   struct Choice {
     bool tried = false;
     const RoofInfo* loop = nullptr;  // null: the device has none of this kind
@@ -79,14 +81,16 @@ struct RoofMeter::State {
   // Rate of one pass on all threads, in 1e9 bytes or operations per second.
   double pass(const RoofInfo& loop, int64_t steps) {
     const int64_t threads = pool->num_threads();
+    const int64_t position = read_position;
+    if (loop.kind == RoofKind::kRead) read_position = (position + kReadPassBytes) % part_bytes;
     const double start = seconds_now();
     pool->for_each(threads, [&](int64_t i) {
       sinks[static_cast<size_t>(i) * 8] ^=
-          loop.run(buffer.get() + i * part_bytes, part_bytes, steps);
+          loop.run(buffer.get() + i * part_bytes + position, kReadPassBytes, steps);
     });
     const double elapsed = seconds_now() - start;
     const double work = loop.kind == RoofKind::kRead
-                            ? static_cast<double>(part_bytes)
+                            ? static_cast<double>(kReadPassBytes)
                             : loop.ops_per_step * static_cast<double>(steps);
     return work * static_cast<double>(threads) / elapsed * 1e-9;
   }
@@ -154,7 +158,7 @@ Result<RoofMeter> RoofMeter::create(ThreadPool* pool, const Device& device, int6
   auto state = std::make_unique<State>();
   state->pool = pool;
   state->isas = device.isas;
-  state->part_bytes = round_up(ceil_div(read_bytes, threads), kPartUnitBytes);
+  state->part_bytes = round_up(ceil_div(read_bytes, threads), kReadPassBytes);
   const int64_t bytes = round_up(state->part_bytes * threads, kHugePageBytes);
   state->buffer = allocate_huge(bytes);
   if (state->buffer == nullptr) {
