@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Makes the files of bench/results/ from the output of `nibble bench --json`.
 
-  report.py --collect CASES.jsonl --nibble build/nibble --seconds 0.6 --results bench/results
-  report.py RESULT.json          prints the table of a result
+report.py --collect CASES.jsonl --nibble build/nibble --seconds 0.6 --results bench/results
+report.py RESULT.json          prints the table of a result
 """
 
 import argparse
@@ -87,17 +87,22 @@ def cell(case) -> str:
 
 def page(result) -> str:
     cpu = result["cpu"]
+
+    def fact(name):
+        return cpu.get(name, "unknown")
+
     lines = [
         f"# {cpu['name']}, {result['date']}",
         "",
-        f"* CPU: {cpu['name']} (family {cpu.get('CPU family', '?')}, model {cpu.get('Model', '?')}), "
-        f"{cpu.get('CPU(s)', '?')} cores, L2 {cpu.get('L2 cache', '?')}, L3 {cpu.get('L3 cache', '?')}, "
-        f"{cpu.get('Hypervisor vendor', 'no')} hypervisor; {', '.join(cpu['isas'])}",
+        f"* CPU: {cpu['name']} (family {fact('CPU family')}, model {fact('Model')}), "
+        f"{fact('CPU(s)')} cores, L2 {fact('L2 cache')}, L3 {fact('L3 cache')}, hypervisor "
+        f"{fact('Hypervisor vendor')}; {', '.join(cpu['isas'])}",
         f"* commit {result['commit']}, {result['compiler']}",
         f"* `{result['command']}`",
         "",
-        "Each cell: median time, then percent of the read roof / percent of the compute roof (medians",
-        "of paired ratios). `*`: more rounds were dropped than kept. See docs/benchmarking.md.",
+        "Each cell: median time, then percent of the read roof / percent of the compute roof",
+        "(medians of paired ratios). `*`: more rounds were dropped than kept. See",
+        "docs/benchmarking.md.",
     ]
     groups = {}
     for case in result["cases"]:
