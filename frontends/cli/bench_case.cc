@@ -13,10 +13,10 @@
 namespace nibble::cli {
 namespace {
 
-constexpr double kRoofSeconds = 0.02;
 constexpr int kRounds = 12;           // the case's time is split over these
 constexpr int kMostRoundsFactor = 3;  // a noisy machine gets this many times more, then it ends
 constexpr double kLargestRoofChange = 0.1;
+constexpr double kLongestRoofSeconds = 0.05;
 constexpr int kFewestCopies = 3;
 
 using Clock = std::chrono::steady_clock;
@@ -136,8 +136,10 @@ struct Roofs {
   double read = 0, compute = 0;
 };
 
-Roofs measure_roofs(RoofMeter* meter, Roof compute_roof) {
-  return {meter->measure(Roof::kRead, kRoofSeconds), meter->measure(compute_roof, kRoofSeconds)};
+// Both roofs together take as long as the case's part of a round.
+Roofs measure_roofs(const BenchCase& bench, RoofMeter* meter, Roof compute_roof) {
+  const double seconds = std::min(bench.seconds / kRounds / 2, kLongestRoofSeconds);
+  return {meter->measure(Roof::kRead, seconds), meter->measure(compute_roof, seconds)};
 }
 
 bool close(double a, double b) { return std::abs(a - b) <= kLargestRoofChange * std::max(a, b); }
@@ -203,7 +205,7 @@ Result<Samples> run_rounds(const BenchCase& bench, const ColdWeights& weights, R
                            static_cast<double>(weights.tensor.n) *
                            static_cast<double>(weights.tensor.k);
   Samples samples;
-  Roofs before = measure_roofs(meter, compute_roof);
+  Roofs before = measure_roofs(bench, meter, compute_roof);
   for (int round = 0; round < kMostRoundsFactor * kRounds; ++round) {
     if (static_cast<int>(samples.read_shares.size()) >= kRounds) break;
     std::vector<double> us;
@@ -213,7 +215,7 @@ Result<Samples> run_rounds(const BenchCase& bench, const ColdWeights& weights, R
       us.push_back(one);
     } while (seconds_since(start) < bench.seconds / kRounds);
     samples.us.insert(samples.us.end(), us.begin(), us.end());
-    const Roofs after = measure_roofs(meter, compute_roof);
+    const Roofs after = measure_roofs(bench, meter, compute_roof);
     if (close(before.read, after.read) && close(before.compute, after.compute)) {
       const double seconds = quantile(us, 0.5) * 1e-6;
       const double read = (before.read + after.read) / 2;

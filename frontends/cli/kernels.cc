@@ -193,14 +193,26 @@ void print_matrix(const MatrixCase& c) {
   fmt::print("\n|---|");
   for (int i = 0; i < kNumIsas; ++i) fmt::print("---|");
   fmt::print("\n");
+  // Neighbours that the same rows serve share a line.
+  std::string formats, cells;
+  const auto flush = [&] {
+    if (!formats.empty()) fmt::print("| {} |{}\n", formats, cells);
+  };
   for (const char* format : named_formats()) {
-    fmt::print("| {} |", format);
+    std::string line;
     for (int i = 0; i < kNumIsas; ++i) {
       const Device device = cpu_with(static_cast<Isa>(i));
-      fmt::print(" {} |", row_for(format, device, c.m, c.compute, c.x_dtype, c.layout));
+      line += fmt::format(" {} |", row_for(format, device, c.m, c.compute, c.x_dtype, c.layout));
     }
-    fmt::print("\n");
+    if (line == cells) {
+      formats += std::string(", ") + format;
+    } else {
+      flush();
+      formats = format;
+      cells = line;
+    }
   }
+  flush();
 }
 
 void print_rows(Backend backend) {
@@ -224,6 +236,33 @@ bool has_rows_of(Backend backend) {
   return false;
 }
 
+const char* how_tested(Isa isa) {
+  switch (isa) {
+    case Isa::kScalar:
+      return "run on every machine";
+    case Isa::kAvx2:
+    case Isa::kAvx512Vnni:
+    case Isa::kAvx512Bf16:
+      return "run on every machine that has it; each test walks all rows the machine can run";
+    case Isa::kAvxVnni:
+      return "compiled";
+  }
+  return "?";
+}
+
+void print_architectures() {
+  fmt::print("\n| architecture | rows | tests |\n|---|---|---|\n");
+  for (int i = 0; i < kNumIsas; ++i) {
+    const auto isa = static_cast<Isa>(i);
+    int64_t count = 0;
+    for (const KernelRow& row : kernels()) {
+      if (row.backend == Backend::kCpu && row.isa == isa) ++count;
+    }
+    fmt::print("| {} | {} | {} |\n", isa_name(isa), count,
+               count > 0 ? how_tested(isa) : "served by the rows of the sets below it");
+  }
+}
+
 void print_as_markdown() {
   constexpr std::array<MatrixCase, 5> kCases = {{
       {"exact, BF16 x, m = 1", 1, Compute::kExact, DType::kBF16, LayoutId::kCpuPanel16},
@@ -239,7 +278,10 @@ void print_as_markdown() {
       "a Format's smaller and larger groups (g16, g32, g64, g128, channel) run through the same "
       "rows\n"
       "where \"min group\" allows, through the general row of the instruction set otherwise.\n\n"
-      "## CPU: which row serves a Format\n\n"
+      "## CPU: instruction sets\n");
+  print_architectures();
+  fmt::print(
+      "\n## CPU: which row serves a Format\n\n"
       "One thread, weight [4096, 4096] in cpu_panel16 unless said otherwise. Each column is a "
       "machine\n"
       "whose best instruction set is the title.\n");
@@ -248,7 +290,11 @@ void print_as_markdown() {
   print_rows(Backend::kCpu);
   // Last, so that a build without CUDA prints a prefix of the page.
   if (has_rows_of(Backend::kCuda)) {
-    fmt::print("\n## CUDA rows\n");
+    fmt::print(
+        "\n## CUDA rows\n\n"
+        "Compiled where nvcc is found. Planning and the arithmetic of a row are tested on the "
+        "host,\n"
+        "the row itself where a GPU is.\n");
     print_rows(Backend::kCuda);
   }
 }
