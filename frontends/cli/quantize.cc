@@ -80,6 +80,7 @@ void catch_interrupts() {
   action.sa_flags = SA_RESETHAND;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+  sigaction(SIGHUP, &action, nullptr);
 }
 
 ScaleRule scale_rule(const std::string& name) {
@@ -149,9 +150,6 @@ Status check_arguments(const Arguments& args) {
   if (args.out.ends_with(".safetensors")) {
     return invalid_argument("OUT is a directory; '" + args.out + "' looks like a file");
   }
-  if (args.threads < 0) {
-    return invalid_argument(fmt::format("--threads {} is negative", args.threads));
-  }
   return ok_status();
 }
 
@@ -169,6 +167,8 @@ Result<LayerResult> quantize_layer(const Arguments& args, const Checkpoint& sour
   QuantizeOptions options;
   options.scales = scale_rule(args.scales);
   options.mxfp = mxfp_rule(args.mxfp);
+  // compressed-tensors divides by the tensor scale it stores.
+  if (writer->spelling() == "compressed-tensors") options.tensor_scale_op = TensorScaleOp::kDivide;
   options.pool = pool;
   options.name = chosen.tensor;
   NIBBLE_ASSIGN_OR_RETURN(const QuantizedTensor q,
@@ -375,8 +375,10 @@ void add_quantize(CLI::App& app, Action& action) {
       ->check(CLI::IsMember({"mse", "absmax"}));
   command->add_option("--mxfp", args->mxfp, "rule of mxfp4 exponents (default smallest-error)")
       ->check(CLI::IsMember({"smallest-error", "ocp", "modelopt", "compressed-tensors"}));
-  command->add_option("--threads", args->threads,
-                      "threads (default: all cores); the bits are the same");
+  command
+      ->add_option("--threads", args->threads,
+                   "threads (default: all cores); the bits are the same")
+      ->check(at_least(0));
   command->add_flag(
       "--allow-short-group", args->allow_short_group,
       "keep the group where it does not divide K; other readers may refuse the result");

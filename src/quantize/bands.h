@@ -45,10 +45,11 @@ struct TensorRules {
   float grid_step = 0;
 
   // Scales in e4m3 and e8m0: candidates are kCandidates neighbouring bytes.
-  float table[256] = {};  ///< RN32(value of the byte * tensor_scale)
+  float table[256] = {};  ///< RN32(value of the byte op tensor_scale)
   int32_t first_byte = 0, last_byte = 0;
   int32_t bytes_below = 0;  ///< how many of the candidates lie below the plain byte
   float tensor_scale = 1;
+  TensorScaleOp tensor_scale_op = TensorScaleOp::kMultiply;
 
   // E2M1 with e8m0 scales: the plain exponent is floor(log2(amax)) - 2, one more where amax's 23
   // mantissa bits reach `round_up_from`.

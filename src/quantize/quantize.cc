@@ -159,7 +159,7 @@ Result<QuantizedTensor> quantize_with(const BandFunctions& functions, const Tens
     }
     rules = make_tensor_rules(format, options, range);
     q.tensor_scales = {{0, rules.tensor_scale}};
-    q.tensor_scale_op = TensorScaleOp::kMultiply;
+    q.tensor_scale_op = rules.tensor_scale_op;
   }
   const auto run = functions.quantize[static_cast<size_t>(code_kind(format.element))];
   const auto parts = run_bands(whole, run, options.pool);

@@ -1,6 +1,7 @@
 #include "quantize/rules.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace nibble {
 namespace {
@@ -52,18 +53,25 @@ void set_codes(Element element, TensorRules& rules) {
 }
 
 void set_e4m3_table(const Format& format, const TensorRange& range, TensorRules& rules) {
+  const bool divides = rules.tensor_scale_op == TensorScaleOp::kDivide;
   if (range.amax == 0) {
     rules.tensor_scale = 1;
   } else {
     // A range with a zero holds 0; its width is taken in f64 because it may pass f32's end.
     const double width = static_cast<double>(range.max) - static_cast<double>(range.min);
-    const float t = format.zero == ZeroKind::kNone
-                        ? range.amax / (rules.divisor * 448.0f)
-                        : static_cast<float>(width / (static_cast<double>(rules.divisor) * 448.0));
-    rules.tensor_scale = std::max(t, 0x1p-149f);  // of weights so small that t underflows
+    const double most = static_cast<double>(rules.divisor) * 448.0;
+    const float largest = rules.divisor * 448.0f;
+    if (divides) {
+      const float g = format.zero == ZeroKind::kNone ? largest / range.amax : static_cast<float>(most / width);
+      rules.tensor_scale = std::min(g, std::numeric_limits<float>::max());  // of tiny weights
+    } else {
+      const float t = format.zero == ZeroKind::kNone ? range.amax / largest : static_cast<float>(width / most);
+      rules.tensor_scale = std::max(t, 0x1p-149f);  // of weights so small that t underflows
+    }
   }
   for (int byte = 0; byte < 0x7F; ++byte) {
-    rules.table[byte] = e4m3_to_f32(static_cast<uint8_t>(byte)) * rules.tensor_scale;
+    const float scale = e4m3_to_f32(static_cast<uint8_t>(byte));
+    rules.table[byte] = divides ? scale / rules.tensor_scale : scale * rules.tensor_scale;
   }
   rules.first_byte = 1;  // 2^-9
   rules.last_byte = 0x7E;
@@ -118,6 +126,7 @@ TensorRules make_tensor_rules(const Format& format, const QuantizeOptions& optio
   rules.zero = format.zero;
   rules.bits = format.bits();
   rules.search = options.scales == ScaleRule::kMse;
+  rules.tensor_scale_op = options.tensor_scale_op;
   set_codes(format.element, rules);
   if (format.scale == DType::kE4M3) set_e4m3_table(format, range, rules);
   if (format.scale == DType::kE8M0) set_e8m0_table(options, rules);

@@ -98,6 +98,7 @@ struct Spec {
 
   // -- storage
 
+  bool divides() const { return options.tensor_scale_op == TensorScaleOp::kDivide; }
   float stored(float value, bool is_scale) const {
     uint8_t bytes[4];
     store_from_f32(bytes, format.scale, 0, value);
@@ -113,8 +114,9 @@ struct Spec {
     return is_scale && result == 0 ? smallest : result;
   }
   float table(int byte) const {
-    return load_as_f32(std::vector<uint8_t>{static_cast<uint8_t>(byte)}.data(), format.scale, 0) *
-           tensor_scale;
+    const float scale =
+        load_as_f32(std::vector<uint8_t>{static_cast<uint8_t>(byte)}.data(), format.scale, 0);
+    return divides() ? scale / tensor_scale : scale * tensor_scale;
   }
 
   // -- errors
@@ -278,7 +280,8 @@ struct Spec {
       while (byte < 254 && e8m0_to_f32(static_cast<uint8_t>(byte)) < ideal) ++byte;
       return byte;
     }
-    return limited(f32_to_e4m3(std::clamp(ideal / tensor_scale, 0x1p-9f, 448.0f)));
+    const float s = divides() ? ideal * tensor_scale : ideal / tensor_scale;
+    return limited(f32_to_e4m3(std::clamp(s, 0x1p-9f, 448.0f)));
   }
 
   Candidate choose_from_table(const float* w, int64_t count, float low, float high) const {
@@ -346,8 +349,14 @@ QuantizedTensor quantize_by_specification(const std::vector<float>& w, int64_t n
                              static_cast<double>(divisor));
     }
     if (t == 0) t = amax == 0 ? 1.0f : std::numeric_limits<float>::denorm_min();
+    if (spec.divides()) {
+      const double width = static_cast<double>(high) - static_cast<double>(low);
+      t = spec.has_zero() ? static_cast<float>(static_cast<double>(divisor) / width) : divisor / amax;
+      t = amax == 0 ? 1.0f : std::min(t, std::numeric_limits<float>::max());
+    }
     spec.tensor_scale = t;
     q.tensor_scales = {{0, t}};
+    q.tensor_scale_op = options.tensor_scale_op;
   }
   const int64_t groups = format.groups(k), columns = format.group_columns(k);
   for (int64_t row = 0; row < n; ++row) {
@@ -483,6 +492,25 @@ TEST(QuantizeSpecificationTest, EveryFormatRuleAndInstructionSetHasTheSpecifiedB
                                each.name + ", " + isa_name(functions->isa));
           if (HasFatalFailure()) return;
         }
+      }
+    }
+  }
+}
+
+TEST(QuantizeSpecificationTest, TensorScalesThatDivideHaveTheSpecifiedBits) {
+  const auto data = every_kind_of_weights();
+  for (const char* name : {"nvfp4", "fp4-channel:e4m3", "int4-g32:e4m3", "uint4-g16:e4m3"}) {
+    const Format format = *Format::parse(name);
+    QuantizeOptions options;
+    options.tensor_scale_op = TensorScaleOp::kDivide;
+    for (const Weights& each : data) {
+      const auto want = quantize_by_specification(each.w, each.n, each.k, format, options);
+      ASSERT_EQ(want.tensor_scale_op, TensorScaleOp::kDivide);
+      for (const BandFunctions* functions : usable_band_functions()) {
+        const auto got = quantize_with(*functions, view(each.w, each.n, each.k), format, options);
+        ASSERT_TRUE(got.ok()) << got.status().message();
+        expect_identical(*got, want, std::string(name) + ", " + each.name);
+        if (HasFatalFailure()) return;
       }
     }
   }
