@@ -22,9 +22,9 @@ enum class MxfpRule : uint8_t {
 struct QuantizeOptions {
   ScaleRule scales = ScaleRule::kMse;
   MxfpRule mxfp = MxfpRule::kSmallestError;
-  /// How the tensor scale of nvfp4 (and other e4m3 scales) is kept: t = amax / 2688 that multiplies,
-  /// or 2688 / amax that divides. A checkpoint spelling holds one of the two; quantizing for it keeps
-  /// what is written identical to what was computed.
+  /// How the tensor scale of nvfp4 (and other e4m3 scales) is kept: t = amax / 2688 that
+  /// multiplies, or 2688 / amax that divides. A checkpoint spelling holds one of the two;
+  /// quantizing for it keeps what is written identical to what was computed.
   TensorScaleOp tensor_scale_op = TensorScaleOp::kMultiply;
   ThreadPool* pool = nullptr;  ///< null: the calling thread alone. The bits do not depend on it.
   std::string name;            ///< the tensor's name, for error messages

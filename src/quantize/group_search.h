@@ -320,7 +320,7 @@ struct GroupSearch {
   NIBBLE_LANES_INLINE int32_t plain_byte(float ideal) const {
     if (rules.scale == DType::kE8M0) return limited(e8m0_byte_above(ideal));
     const float s = rules.tensor_scale_op == TensorScaleOp::kDivide ? ideal * rules.tensor_scale
-                                                                   : ideal / rules.tensor_scale;
+                                                                    : ideal / rules.tensor_scale;
     return limited(e4m3_byte(s < 0x1p-9f ? 0x1p-9f : s > 448.0f ? 448.0f : s));
   }
 

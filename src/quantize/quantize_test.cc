@@ -82,6 +82,18 @@ TEST(QuantizeTest, Nvfp4TensorScaleIsAmaxOver2688) {
   EXPECT_EQ(q.tensor_scale_op, TensorScaleOp::kMultiply);
 }
 
+TEST(QuantizeTest, Nvfp4TensorScaleThatDividesIs2688OverAmax) {
+  QuantizeOptions options = absmax();
+  options.tensor_scale_op = TensorScaleOp::kDivide;
+  const auto q = quantize_ok(padded({-1.5f, 0.25f}, 16), 1, "nvfp4", options);
+  EXPECT_EQ(q.tensor_scale_op, TensorScaleOp::kDivide);
+  EXPECT_EQ(q.tensor_scales[0].value, 2688 / 1.5f);
+  EXPECT_EQ(q.scales.data()[0], 0x7E);
+  EXPECT_EQ(q.decode(0, 0), -1.5f);  // -6 * (448 / 1792)
+  EXPECT_EQ(q.decode(0, 1), 0.25f);
+  EXPECT_EQ(quantize_ok(std::vector<float>(16), 1, "nvfp4", options).tensor_scales[0].value, 1);
+}
+
 TEST(QuantizeTest, Nvfp4PlainBlockScaleIsAmaxOver6OverTInE4m3) {
   // amax 2688 gives t = 1. Block scales: 2688/6 = 448 (0x7E); 3/6 = 0.5 (0x30);
   // 2.3/6 = 0.3833, between 0.375 and 0.40625, nearer to 0.375 (0x2C).

@@ -62,10 +62,12 @@ void set_e4m3_table(const Format& format, const TensorRange& range, TensorRules&
     const double most = static_cast<double>(rules.divisor) * 448.0;
     const float largest = rules.divisor * 448.0f;
     if (divides) {
-      const float g = format.zero == ZeroKind::kNone ? largest / range.amax : static_cast<float>(most / width);
+      const float g =
+          format.zero == ZeroKind::kNone ? largest / range.amax : static_cast<float>(most / width);
       rules.tensor_scale = std::min(g, std::numeric_limits<float>::max());  // of tiny weights
     } else {
-      const float t = format.zero == ZeroKind::kNone ? range.amax / largest : static_cast<float>(width / most);
+      const float t =
+          format.zero == ZeroKind::kNone ? range.amax / largest : static_cast<float>(width / most);
       rules.tensor_scale = std::max(t, 0x1p-149f);  // of weights so small that t underflows
     }
   }

@@ -351,7 +351,8 @@ QuantizedTensor quantize_by_specification(const std::vector<float>& w, int64_t n
     if (t == 0) t = amax == 0 ? 1.0f : std::numeric_limits<float>::denorm_min();
     if (spec.divides()) {
       const double width = static_cast<double>(high) - static_cast<double>(low);
-      t = spec.has_zero() ? static_cast<float>(static_cast<double>(divisor) / width) : divisor / amax;
+      t = spec.has_zero() ? static_cast<float>(static_cast<double>(divisor) / width)
+                          : divisor / amax;
       t = amax == 0 ? 1.0f : std::min(t, std::numeric_limits<float>::max());
     }
     spec.tensor_scale = t;
