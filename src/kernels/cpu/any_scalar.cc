@@ -73,23 +73,32 @@ bool has_8_bit_codes(Element element) {
   return false;
 }
 
-uint8_t stored_code(const WeightArgs& w, bool wide, int64_t packed_row, int64_t column) {
+// Codes of one column of a panel: code(lane) = (first[lane * stride] >> shift) & mask.
+struct ColumnCodes {
+  const uint8_t* first;
+  int64_t stride_bytes;
+  int shift;
+  uint8_t mask;
+};
+
+ColumnCodes column_codes(const WeightArgs& w, bool wide, int64_t panel, int64_t column) {
+  const uint8_t mask = wide ? 255 : 15;
   switch (w.layout) {
     case LayoutId::kRowMajor: {
-      if (wide) return w.codes[packed_row * w.k + column];
-      const uint8_t byte = w.codes[packed_row * ((w.k + 1) / 2) + column / 2];
-      return static_cast<uint8_t>((byte >> (4 * (column & 1))) & 15);
+      const int64_t row_bytes = wide ? w.k : (w.k + 1) / 2;
+      const uint8_t* row = w.codes + panel * kLanes * row_bytes;
+      if (wide) return {row + column, row_bytes, 0, mask};
+      return {row + column / 2, row_bytes, static_cast<int>(4 * (column & 1)), mask};
     }
     case LayoutId::kCpuPanel16: {
-      const int64_t block =
-          packed_row / kLanes * (w.k_padded / kBlockColumns) + column / kBlockColumns;
-      const int64_t lane = packed_row % kLanes, within = column % kBlockColumns;
-      if (wide) return w.codes[block * 512 + 64 * (within / 4) + 4 * lane + within % 4];
-      const uint8_t byte = w.codes[block * 256 + 64 * (within % 16 / 4) + 4 * lane + within % 4];
-      return within < 16 ? byte & 15 : static_cast<uint8_t>(byte >> 4);
+      const int64_t block = panel * (w.k_padded / kBlockColumns) + column / kBlockColumns;
+      const int64_t within = column % kBlockColumns;
+      if (wide) return {w.codes + block * 512 + 64 * (within / 4) + within % 4, 4, 0, mask};
+      const uint8_t* vector = w.codes + block * 256 + 64 * (within % 16 / 4);
+      return {vector + within % 4, 4, within < 16 ? 0 : 4, mask};
     }
   }
-  return 0;
+  return {};
 }
 
 int64_t scale_index(const WeightArgs& w, const Panel& panel, int64_t lane, int64_t group) {
@@ -105,16 +114,28 @@ int64_t scale_index(const WeightArgs& w, const Panel& panel, int64_t lane, int64
 // Scales and zeros of one group, a lane each; 0 for lanes past the end of the matrix.
 struct GroupScales {
   float scale[kLanes] = {};
-  float zero[kLanes] = {};
+  float subtracted[kLanes] = {};  // from the code
+  float added[kLanes] = {};       // to the weight
 };
 
 GroupScales load_group(const WeightArgs& w, const Panel& panel, int64_t group) {
   GroupScales out;
-  const DType zero_dtype = w.zero_kind == ZeroKind::kInteger ? DType::kU8 : w.scale_dtype;
   for (int64_t lane = 0; lane < panel.lanes; ++lane) {
     const int64_t index = scale_index(w, panel, lane, group);
     out.scale[lane] = load_as_f32(w.scales, w.scale_dtype, index);
-    if (w.zero_kind != ZeroKind::kNone) out.zero[lane] = load_as_f32(w.zeros, zero_dtype, index);
+    switch (w.zero_kind) {
+      case ZeroKind::kNone:
+        break;
+      case ZeroKind::kInteger:
+        out.subtracted[lane] = load_as_f32(w.zeros, DType::kU8, index);
+        break;
+      case ZeroKind::kFloatCode:
+        out.subtracted[lane] = load_as_f32(w.zeros, w.scale_dtype, index);
+        break;
+      case ZeroKind::kAdditive:
+        out.added[lane] = load_as_f32(w.zeros, w.scale_dtype, index);
+        break;
+    }
   }
   return out;
 }
@@ -128,16 +149,14 @@ struct Segment {
 
 void decode_segment(const WeightArgs& w, const Panel& panel, const float* table, Segment* segment) {
   const bool wide = has_8_bit_codes(w.element);
-  const bool subtract = w.zero_kind == ZeroKind::kInteger || w.zero_kind == ZeroKind::kFloatCode;
   for (int64_t j = 0; j < segment->end - segment->begin; ++j) {
+    const ColumnCodes codes = column_codes(w, wide, panel.index, segment->begin + j);
     float* values = segment->values[j];
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      values[lane] = 0;
-      if (lane >= panel.lanes) continue;
-      const int64_t packed_row = panel.index * kLanes + lane;
-      const float value = table[stored_code(w, wide, packed_row, segment->begin + j)];
-      values[lane] = subtract ? value - segment->group.zero[lane] : value;
+    for (int64_t lane = 0; lane < panel.lanes; ++lane) {
+      const int code = (codes.first[lane * codes.stride_bytes] >> codes.shift) & codes.mask;
+      values[lane] = table[code] - segment->group.subtracted[lane];
     }
+    for (int64_t lane = panel.lanes; lane < kLanes; ++lane) values[lane] = 0;
   }
 }
 
@@ -158,23 +177,39 @@ void load_x_chunk(const XSource& source, int64_t row, int64_t rows, int64_t colu
   }
 }
 
+// sums[lane] = sum of x[j] * values[j][lane], j rising. Four columns a step: gcc 12 keeps the sums
+// in memory, so that one column a step waits for its own stores (2.0 times slower, SSE2).
+void sum_products(const Segment& segment, const float* x, float* sums) {
+  const int64_t count = segment.end - segment.begin;
+  for (int64_t lane = 0; lane < kLanes; ++lane) sums[lane] = 0;
+  int64_t j = 0;
+  for (; j + 4 <= count; j += 4) {
+    const auto* v = segment.values + j;
+    const float x0 = x[j], x1 = x[j + 1], x2 = x[j + 2], x3 = x[j + 3];
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      sums[lane] =
+          sums[lane] + x0 * v[0][lane] + x1 * v[1][lane] + x2 * v[2][lane] + x3 * v[3][lane];
+    }
+  }
+  for (; j < count; ++j) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) sums[lane] += x[j] * segment.values[j][lane];
+  }
+}
+
 // part += (sum of x * value over the segment) * scale, for one row of x.
 template <Compute kCompute>
 void add_segment(const Segment& segment, ZeroKind zero_kind, const float* x, float x_scale,
                  float* part) {
-  float sums[kLanes] = {};
+  float sums[kLanes];
+  sum_products(segment, x, sums);
   float x_sum = 0;
-  for (int64_t j = 0; j < segment.end - segment.begin; ++j) {
-    const float value = x[j];
-    x_sum += value;
-    for (int64_t lane = 0; lane < kLanes; ++lane) sums[lane] += value * segment.values[j][lane];
-  }
+  for (int64_t j = 0; j < segment.end - segment.begin; ++j) x_sum += x[j];
   for (int64_t lane = 0; lane < kLanes; ++lane) {
     float scale = segment.group.scale[lane];
     if constexpr (kCompute == Compute::kInt8) scale = x_scale * scale;
     part[lane] += sums[lane] * scale;
     if (zero_kind == ZeroKind::kAdditive) {
-      float added = x_sum * segment.group.zero[lane];
+      float added = x_sum * segment.group.added[lane];
       if constexpr (kCompute == Compute::kInt8) added = added * x_scale;
       part[lane] += added;
     }

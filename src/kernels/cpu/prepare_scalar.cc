@@ -27,16 +27,24 @@ Range rows_of(const PrepareArgs& args, Range tiles) {
 
 void gather_x(const XSource& source, int64_t row, int64_t column_begin, int64_t count, float* out) {
   const uint8_t* x = static_cast<const uint8_t*>(source.x) + row * source.stride_bytes;
-  for (int64_t j = 0; j < count; ++j) {
-    const int64_t column = column_begin + j;
-    if (column >= source.k) {
-      out[j] = 0;
-      continue;
+  const int64_t left = source.k - column_begin;
+  const int64_t real = left < 0 ? 0 : left < count ? left : count;
+  if (source.k_perm == nullptr && source.dtype == DType::kF32) {
+    std::memcpy(out, x + 4 * column_begin, static_cast<size_t>(4 * real));
+  } else {
+    for (int64_t j = 0; j < real; ++j) {
+      const int64_t column = column_begin + j;
+      const int64_t original = source.k_perm != nullptr ? source.k_perm[column] : column;
+      out[j] = load_as_f32(x, source.dtype, original);
     }
-    const int64_t original = source.k_perm != nullptr ? source.k_perm[column] : column;
-    const float value = load_as_f32(x, source.dtype, original);
-    out[j] = source.pre_scale != nullptr ? value * source.pre_scale[original] : value;
   }
+  if (source.pre_scale != nullptr) {
+    for (int64_t j = 0; j < real; ++j) {
+      const int64_t column = column_begin + j;
+      out[j] *= source.pre_scale[source.k_perm != nullptr ? source.k_perm[column] : column];
+    }
+  }
+  for (int64_t j = real; j < count; ++j) out[j] = 0;
 }
 
 Int8Block quantize_block(const float* x) {
@@ -56,10 +64,13 @@ Int8Block quantize_block(const float* x) {
     block.scale = 1;
     return block;
   }
+  // Adding 1.5 * 2^23 leaves no bits for a fraction: the sum is the nearest even integer, without
+  // a call to the mathematics library a value.
+  constexpr float kNoFraction = 0x1.8p23f;
   const float inverse = 127.0f / amax;
   block.scale = amax / 127.0f;
   for (int64_t j = 0; j < kInt8BlockColumns; ++j) {
-    const auto code = static_cast<int8_t>(std::nearbyint(x[j] * inverse));
+    const auto code = static_cast<int8_t>((x[j] * inverse + kNoFraction) - kNoFraction);
     block.codes[j] = code;
     block.sums[j / (kInt8BlockColumns / 2)] += code;
   }

@@ -38,8 +38,8 @@ constexpr KernelInfo any_row(const char* name, LayoutId layout, Compute compute,
                   .numerics = {.w_rounds_to = DType::kF32,
                                .x_quant = compute,
                                .scale_applied_at = ScaleAt::kGroupSum},
-                  .bytes_per_ns = 0.2f,
-                  .macs_per_ns = 1.0f},
+                  .bytes_per_ns = 0.45f,
+                  .macs_per_ns = compute == Compute::kInt8 ? 2.0f : 3.0f},
           .cpu_matmul = run};
 }
 
@@ -54,7 +54,7 @@ constexpr KernelInfo prepare_row(const char* name, XForm form, Compute compute, 
                   .gathers = true,
                   .pre_scales = form != XForm::kBf16Rows,  // would round x
                   .numerics = {.x_quant = compute},
-                  .bytes_per_ns = 0.5f},
+                  .macs_per_ns = 0.3f},  // values
           .cpu_prepare = run};
 }
 
