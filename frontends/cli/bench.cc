@@ -10,6 +10,7 @@
 #include "cli.h"
 #include "nibble/ops.h"
 #include "pinning.h"
+#include "progress.h"
 #include "text.h"
 
 namespace nibble::cli {
@@ -54,11 +55,17 @@ Result<Request> parse(const Arguments& args) {
                               ": activations are f32, f16 or bf16");
     }
   }
-  for (const int64_t m : args.ms) {
-    if (m < 1) return invalid_argument(fmt::format("--m {} must be at least 1", m));
-  }
   if (args.n < 1 || args.k < 1) {
     return invalid_argument(fmt::format("--n {} and --k {} must be at least 1", args.n, args.k));
+  }
+  constexpr int64_t kLargestSize = int64_t{1} << 46;  // elements: far above any memory
+  for (const int64_t m : args.ms) {
+    if (m < 1) return invalid_argument(fmt::format("--m {} must be at least 1", m));
+    for (const auto& [a, b] : {std::pair{args.n, args.k}, {m, args.k}, {m, args.n}}) {
+      if (checked_product(a, b).value_or(INT64_MAX) > kLargestSize) {
+        return invalid_argument(fmt::format("a matrix of {} x {} is too large", a, b));
+      }
+    }
   }
   NIBBLE_RETURN_IF_ERROR(check_kernel_name(args.kernel));
   return request;
@@ -119,9 +126,21 @@ Layout choose_layout(const Format& format, const Device& device) {
   return layout.ok() ? *layout : Layout{};
 }
 
-// All cases of one format. One that no row runs is said and passed over; `refused` keeps why.
-Status bench_format(const Arguments& args, const Request& request, const Format& format,
-                    ThreadPool* pool, RoofMeter* meter, Status* refused) {
+// What the cases of a call share.
+struct Session {
+  const Arguments& args;
+  const Request& request;
+  ThreadPool* pool;
+  RoofMeter* meter;
+  Progress progress;
+  int64_t done = 0;
+  Status refused;  // of the last case that no row runs
+};
+
+// All cases of one format. One that no row runs is said and passed over.
+Status bench_format(Session& session, const Format& format) {
+  const Arguments& args = session.args;
+  const Request& request = session.request;
   Layout layout = choose_layout(format, request.device);
   if (!args.layout.empty()) {
     NIBBLE_ASSIGN_OR_RETURN(layout, Layout::parse(args.layout));
@@ -130,8 +149,9 @@ Status bench_format(const Arguments& args, const Request& request, const Format&
     return unsupported("--layout " + layout.name() + ": Linear is measured with plain weights");
   }
   const int64_t cold_bytes = 3 * request.device.l3_bytes + args.n * args.k / 2;
-  NIBBLE_ASSIGN_OR_RETURN(const ColdWeights weights,
-                          make_cold_weights(format, args.n, args.k, layout, cold_bytes, pool));
+  NIBBLE_ASSIGN_OR_RETURN(
+      const ColdWeights weights,
+      make_cold_weights(format, args.n, args.k, layout, cold_bytes, session.pool));
   for (const Compute compute : request.computes) {
     for (const DType x_dtype : request.x_dtypes) {
       for (const int64_t m : args.ms) {
@@ -142,18 +162,18 @@ Status bench_format(const Arguments& args, const Request& request, const Format&
         bench.m = m;
         bench.kernel = args.kernel;
         bench.seconds = args.seconds;
-        const auto result = run_bench_case(bench, weights, pool, meter);
+        const auto result = run_bench_case(bench, weights, session.pool, session.meter);
+        session.progress.clear();
         if (!result.ok()) {
           if (result.status().code() != Code::kUnsupported) return result.status();
-          *refused = result.status();
+          session.refused = result.status();
           warn(result.status().message());
-          continue;
-        }
-        if (args.json) {
+        } else if (args.json) {
           print_json_line(result_json(args, format, layout, weights, bench, *result));
         } else {
           print_row(format, bench, *result);
         }
+        session.progress.update(++session.done);
       }
     }
   }
@@ -173,11 +193,19 @@ Status run_cases(const Arguments& args) {
                request.device.name, args.threads, args.k, args.n, meter.measure(Roof::kRead, 0.05));
     print_title();
   }
-  Status refused;
+  const size_t cases =
+      request.formats.size() * request.computes.size() * request.x_dtypes.size() * args.ms.size();
+  Session session{args,
+                  request,
+                  pool.get(),
+                  &meter,
+                  Progress("measuring", {"cases", 1}, static_cast<int64_t>(cases)),
+                  0,
+                  {}};
   for (const Format& format : request.formats) {
-    NIBBLE_RETURN_IF_ERROR(bench_format(args, request, format, pool.get(), &meter, &refused));
+    NIBBLE_RETURN_IF_ERROR(bench_format(session, format));
   }
-  return refused;
+  return session.refused;
 }
 
 Exit run_bench(const Arguments& args) {
@@ -201,7 +229,7 @@ void add_bench(CLI::App& app, Action& action) {
   command->add_option("--device", args->device, "cpu")->capture_default_str();
   command->add_option("--threads", args->threads, "threads, each on a core of its own")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(at_least(1));
   command->add_option("--format", args->formats, "formats of the weight")
       ->delimiter(',')
       ->capture_default_str();
@@ -220,7 +248,7 @@ void add_bench(CLI::App& app, Action& action) {
   command->add_option("--kernel", args->kernel, "only this row of `nibble kernels`");
   command->add_option("--seconds", args->seconds, "time in each case; its roofs take about as long")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(at_least(0.001));
   command->add_flag("--json", args->json, "print one JSON object a case, one a line");
   command->callback([args, &action] { action = [args] { return run_bench(*args); }; });
 }

@@ -1,5 +1,7 @@
 #include "cli.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstdio>
 
@@ -48,6 +50,17 @@ CLI::App* add_command(CLI::App& app, const std::string& name, const CommandHelp&
   for (const std::string& example : help.examples) footer += "  " + example + "\n";
   command->footer(footer + "\n" + kExitCodesHelp);
   return command;
+}
+
+CLI::Validator at_least(double minimum) {
+  const std::string limit = fmt::format("{:g}", minimum);
+  return CLI::Validator(
+      [minimum, limit](const std::string& text) {
+        double value = 0;
+        const bool good = CLI::detail::lexical_cast(text, value) && value >= minimum;
+        return good ? std::string() : text + " is no number from " + limit + " on";
+      },
+      ">=" + limit);
 }
 
 Status check_kernel_name(const std::string& name) {

@@ -57,6 +57,9 @@ struct CommandHelp {
 /// A subcommand; its help ends with the examples and the exit codes.
 CLI::App* add_command(CLI::App& app, const std::string& name, const CommandHelp& help);
 
+/// Accepts numbers from `minimum` on, with a short message.
+CLI::Validator at_least(double minimum);
+
 /// Ok for "" and for the name of a row of the kernel table.
 Status check_kernel_name(const std::string& name);
 

@@ -196,7 +196,7 @@ void add_plan(CLI::App& app, Action& action) {
   command->add_option("--layout", args->layout, "default: the one the device prefers");
   command->add_option("--kernel", args->kernel, "allow only this row");
   command->add_option("--threads", args->threads, "CPU threads (default: the device's)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(at_least(0));
   command->add_option("--max-workspace", args->max_workspace,
                       "bytes the caller is willing to give");
   command->add_flag("--batch-invariant", args->batch_invariant,

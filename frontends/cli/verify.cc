@@ -254,12 +254,12 @@ void add_verify(CLI::App& app, Action& action) {
       ->required();
   command->add_option("--max-error", args->max_error, "largest allowed relative error of a layer")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(at_least(0));
   command->add_option("--worst", args->worst, "how many of the worst layers to list")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(at_least(0));
   command->add_option("--threads", args->threads, "threads (default: all cores)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(at_least(0));
   command->add_flag("--json", args->json, "print one JSON object");
   command->callback([args, &action] { action = [args] { return run_verify(*args); }; });
 }
