@@ -80,7 +80,9 @@ void check_matmul(const KernelRow& row, const Request& r, Checks& checks) {
   });
   checks.rule(row.paired || !r.weight.paired(), [&] { return std::string("does not take paired weights"); });
   const bool rounds_x = row.compute != Compute::kExact;
-  checks.rule(row.compute == r.options.compute || (!rounds_x && row.x_form == XForm::kF32Rows), [&] {
+  // FP32 rows also take x that was rounded to int8 before; no row prepares them for FP8.
+  const bool takes_rounded = !rounds_x && row.x_form == XForm::kF32Rows && r.options.compute == Compute::kInt8;
+  checks.rule(row.compute == r.options.compute || takes_rounded, [&] {
     return std::string("computes ") + compute_name(row.compute) + ", " + compute_name(r.options.compute) + " is asked for";
   });
   const int64_t m = std::max<int64_t>(1, r.shape.m);  // no rows: any kernel will do

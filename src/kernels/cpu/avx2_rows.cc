@@ -34,6 +34,7 @@ constexpr KernelInfo prepare_row(const char* name, XForm form, Compute compute, 
                   .x_dtypes = kAnyX,
                   .gathers = true,
                   .pre_scales = true,
+                  .numerics = {.x_quant = compute},
                   .macs_per_ns = macs_per_ns},
           .cpu_prepare = run};
 }

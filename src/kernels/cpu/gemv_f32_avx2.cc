@@ -1,9 +1,9 @@
 // y = x * W^T with FP32 x and few rows of x, on AVX2 and FMA: int4, uint4 and e2m1 weights with any
 // scale type, no zeros or integer ones, any group that is 16 or a multiple of 32.
 //
-// Few rows are bound by decoding, so codes go straight to registers. Every value (int4: q, uint4:
-// q - 8, e2m1) is exact in BF16, the upper half of an FP32. Two byte tables give its two bytes for
-// 32 codes at once; interleaving them, and the result with zeros, makes FP32 with 4 columns of one
+// Few rows are bound by decoding, so codes go straight to registers. Every value is exact in BF16,
+// the upper half of an FP32. Two byte tables (nibble_values_avx2.h) give its two bytes for 32 codes
+// at once; interleaving them, and the result with zeros, makes FP32 with 4 columns of one
 // output side by side, which meet 4 columns of x as they lie in memory:
 //
 //   32 codes, byte 4n + i = output n, column k + i
@@ -12,11 +12,12 @@
 //   times               |         x[k] .. x[k+3]      |          x[k] .. x[k+3]       |
 //
 // so each output has 4 lanes. They are added up before the scale: part = fma(sum, scale, part).
-// Integer zeros are subtracted there: sum(x * value) - (z [- 8]) * sum(x).
+// Integer zeros are subtracted there: sum(x * value) - z * sum(x).
 //
 // FP32 order of one output: lanes hold the columns k modulo 4, over at most 128 columns of a group;
 // parts over 512 columns; parts are added in double. It does not depend on m.
 #include "kernels/cpu/epilogue_avx2.h"
+#include "kernels/cpu/nibble_values_avx2.h"
 #include "kernels/cpu/panel_avx2.h"
 
 namespace nibble {
@@ -37,24 +38,18 @@ struct Config {
   static constexpr int kHalvesAtOnce = kTileRows / kRows;  ///< 8 sums either way
 };
 
-/// BF16 of the 16 values: upper and lower bytes.
-struct Tables {
-  __m256i upper, lower;
-};
-
 /// One panel against kRows rows of x.
 struct Run {
   const uint8_t* codes;
   const float* x;
   int64_t x_stride;
   const uint8_t* scales;
-  const uint8_t* zeros;      ///< u8; null: all 0
+  const uint8_t* zeros;      ///< u8
   DType scale_dtype;
   int64_t scale_half_bytes;  ///< of 8 scales
-  float zero_bias;           ///< added to zeros
   int64_t blocks;
   int64_t blocks_per_group;
-  Tables tables;
+  ValueTables tables;
   double* totals;            ///< [rows][16]
 };
 
@@ -77,11 +72,8 @@ NIBBLE_INLINE GroupLanes load_group(const Run& run) {
     out.scale[h] = _mm256_mul_ps(load_scales(at, run.scale_dtype), unit);
     out.zero[h] = _mm256_setzero_ps();
     if constexpr (C::kZeros) {
-      out.zero[h] = _mm256_set1_ps(run.zero_bias);
-      if (run.zeros != nullptr) {
-        const __m256i zero = _mm256_cvtepu8_epi32(load_i64(run.zeros + kHalfLanes * h));
-        out.zero[h] = _mm256_add_ps(out.zero[h], _mm256_cvtepi32_ps(zero));
-      }
+      const __m256i zero = _mm256_cvtepu8_epi32(load_i64(run.zeros + kHalfLanes * h));
+      out.zero[h] = _mm256_cvtepi32_ps(zero);
     }
   }
   return out;
@@ -90,7 +82,7 @@ NIBBLE_INLINE GroupLanes load_group(const Run& run) {
 template <class C>
 NIBBLE_INLINE void next_group(Run& run) {
   run.scales += kHalves * run.scale_half_bytes;
-  if (C::kZeros && run.zeros != nullptr) run.zeros += kPanelRows;
+  if constexpr (C::kZeros) run.zeros += kPanelRows;
 }
 
 struct alignas(32) Mask {
@@ -276,22 +268,6 @@ RunFn run_of(bool group16, int64_t rows) {
                    : multiply_rows<Config<kZeros, false, 2>>;
 }
 
-NIBBLE_INLINE Tables tables_of(Element element) {
-  // 0 .5 1 1.5 2 3 4 6 and their negatives
-  const __m128i fp4_upper = _mm_setr_epi8(0, 0x3F, 0x3F, 0x3F, 0x40, 0x40, 0x40, 0x40, -0x80,
-                                          -0x41, -0x41, -0x41, -0x40, -0x40, -0x40, -0x40);
-  const __m128i fp4_lower = _mm_setr_epi8(0, 0, -0x80, -0x40, 0, 0x40, -0x80, -0x40,  //
-                                          0, 0, -0x80, -0x40, 0, 0x40, -0x80, -0x40);
-  // -8 -7 .. 7
-  const __m128i int_upper = _mm_setr_epi8(-0x3F, -0x40, -0x40, -0x40, -0x40, -0x40, -0x40, -0x41,
-                                          0, 0x3F, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40);
-  const __m128i int_lower = _mm_setr_epi8(0, -0x20, -0x40, -0x60, -0x80, 0x40, 0, -0x80,  //
-                                          0, -0x80, 0, 0x40, -0x80, -0x60, -0x40, -0x20);
-  const bool fp4 = element == Element::kE2M1;
-  return {_mm256_broadcastsi128_si256(fp4 ? fp4_upper : int_upper),
-          _mm256_broadcastsi128_si256(fp4 ? fp4_lower : int_lower)};
-}
-
 }  // namespace
 
 /// x: XForm::kF32Rows.
@@ -300,17 +276,15 @@ void gemv_f32_avx2(const MatmulArgs& args, Range items) {
   NIBBLE_ASSUME(w.layout == LayoutId::kCpuPanel16 && w.k_padded % kBlockColumns == 0);
   NIBBLE_ASSUME(w.group == 16 || w.group % kBlockColumns == 0);
   NIBBLE_ASSUME(w.zero_kind == ZeroKind::kInteger || w.zero_kind == ZeroKind::kNone);
-  // A uint4 code is 8 more than what the tables give.
-  const bool zeros = w.zero_kind == ZeroKind::kInteger || w.element == Element::kUint4;
+  const bool zeros = w.zero_kind == ZeroKind::kInteger;
   alignas(64) double totals[kTileRows * kPanelRows];
   Run run = {};
   run.x_stride = w.k_padded;
   run.scale_dtype = w.scale_dtype;
   run.scale_half_bytes = kHalfLanes * scale_bytes(w.scale_dtype);
-  run.zero_bias = w.element == Element::kUint4 ? -8.0f : 0.0f;
   run.blocks = w.k_padded / kBlockColumns;
   run.blocks_per_group = max_i64(1, w.group / kBlockColumns);
-  run.tables = tables_of(w.element);
+  run.tables = value_tables(w.element);
   run.totals = totals;
   for (int64_t index = items.begin; index < items.end; ++index) {
     const Item item = item_of(args, index);

@@ -17,6 +17,7 @@
 // FP32 order of one output: 8 lanes, each with fma(value * x_scale, scale, lane) (f32: fma(sum of 4
 // columns, scale, lane)) per step; lanes are added after a chunk, chunks in double.
 #include "kernels/cpu/epilogue_avx2.h"
+#include "kernels/cpu/nibble_values_avx2.h"
 #include "kernels/cpu/panel_avx2.h"
 
 namespace nibble {
@@ -225,17 +226,7 @@ void load_step(const MatmulArgs& args, int64_t row, int64_t column, F32Step* ste
 /// Row of W times chunk of x in FP32.
 template <Codes kCodes, bool kZeros>
 float multiply_row(RowRun run, const F32Step* x) {
-  const bool fp4 = kCodes == Codes::kE2M1;
-  const __m256i upper_table = _mm256_broadcastsi128_si256(
-      fp4 ? _mm_setr_epi8(0, 0x3F, 0x3F, 0x3F, 0x40, 0x40, 0x40, 0x40, -0x80, -0x41, -0x41, -0x41,
-                          -0x40, -0x40, -0x40, -0x40)
-          : _mm_setr_epi8(-0x3F, -0x40, -0x40, -0x40, -0x40, -0x40, -0x40, -0x41, 0, 0x3F, 0x40,
-                          0x40, 0x40, 0x40, 0x40, 0x40));
-  const __m256i lower_table = _mm256_broadcastsi128_si256(
-      fp4 ? _mm_setr_epi8(0, 0, -0x80, -0x40, 0, 0x40, -0x80, -0x40, 0, 0, -0x80, -0x40, 0, 0x40,
-                          -0x80, -0x40)
-          : _mm_setr_epi8(0, -0x20, -0x40, -0x60, -0x80, 0x40, 0, -0x80, 0, -0x80, 0, 0x40, -0x80,
-                          -0x60, -0x40, -0x20));
+  const ValueTables tables = value_tables(run.element);
   const __m256i flip = flip_of(run.element);
   const __m256i mask = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
   __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
@@ -246,8 +237,8 @@ float multiply_row(RowRun run, const F32Step* x) {
     NIBBLE_UNROLL for (int half = 0; half < 2; ++half) {
       const __m256i codes =
           half == 0 ? _mm256_unpacklo_epi8(low, high) : _mm256_unpackhi_epi8(low, high);
-      const __m256i upper = _mm256_shuffle_epi8(upper_table, codes);
-      const __m256i lower = _mm256_shuffle_epi8(lower_table, codes);
+      const __m256i upper = _mm256_shuffle_epi8(tables.upper, codes);
+      const __m256i lower = _mm256_shuffle_epi8(tables.lower, codes);
       const __m256i bf16[2] = {_mm256_unpacklo_epi8(lower, upper),
                                _mm256_unpackhi_epi8(lower, upper)};
       __m256 dot = _mm256_setzero_ps();
@@ -269,14 +260,13 @@ float multiply_row(RowRun run, const F32Step* x) {
 
 // ------------------------------------------------------------------------------------- items
 
-/// What is subtracted beside the zero itself: from operands (int8) or values (f32).
+/// What is subtracted beside the zero itself: int8 operands are stored codes, f32 takes values.
 float bias_of(Element element, const Int8Step*) { return element == Element::kInt4 ? 8 : 0; }
-float bias_of(Element element, const F32Step*) { return element == Element::kUint4 ? -8 : 0; }
-
-/// A uint4 code is never its value alone: f32 takes value + 8 from the table.
-NIBBLE_INLINE bool has_zeros(const WeightArgs& w) {
+float bias_of(Element, const F32Step*) { return 0; }
+bool subtracts(const WeightArgs& w, const Int8Step*) {
   return w.zero_kind == ZeroKind::kInteger || w.element == Element::kUint4;
 }
+bool subtracts(const WeightArgs& w, const F32Step*) { return w.zero_kind == ZeroKind::kInteger; }
 
 template <class Step>
 using RowFn = float (*)(RowRun, const Step*);
@@ -284,7 +274,7 @@ using RowFn = float (*)(RowRun, const Step*);
 template <class Step>
 RowFn<Step> row_function(const WeightArgs& w) {
   if (w.element == Element::kE2M1) return multiply_row<Codes::kE2M1, false>;
-  if (has_zeros(w)) return multiply_row<Codes::kNibble, true>;
+  if (subtracts(w, static_cast<const Step*>(nullptr))) return multiply_row<Codes::kNibble, true>;
   return multiply_row<Codes::kNibble, false>;
 }
 
@@ -302,7 +292,7 @@ template <class Step>
 void multiply_chunk(const MatmulArgs& args, int64_t row, int64_t panel, int64_t column,
                     Scratch<Step>* scratch, double* totals) {
   const WeightArgs& w = args.w;
-  const bool zeros = has_zeros(w);
+  const bool zeros = subtracts(w, scratch->steps);
   const int64_t row_bytes = (w.k + 1) / 2;
   const int64_t end = min_i64(column + Step::kChunkColumns, w.k);
   const int64_t first_group = column / w.group;

@@ -24,6 +24,7 @@ std::span<const KernelInfo> cpu_kernels() {
   static const Table table = [] {
     Table all;
     all.append(scalar_rows());
+    all.append(avx2_rows());
     all.append(avx512_rows());
     return all;
   }();
