@@ -26,6 +26,13 @@ if [[ ! -f $model/model.safetensors ]]; then
   exit 1
 fi
 
+for program in "$build/nibble" "$build/examples/sentence_embedding"; do
+  if [[ ! -x $program ]]; then
+    say "$program is not built; run: make demo"
+    exit 1
+  fi
+done
+
 quantized=()
 for format in int4-g128 nvfp4; do
   out=$build/demo/$format

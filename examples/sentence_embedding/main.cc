@@ -1,19 +1,20 @@
 // Sentence similarity in FP32 and in 4 bits, side by side, on the public API of Nibble.
+#include <unistd.h>
+
 #include <charconv>
 #include <chrono>
 #include <cstdio>
-#include <cstring>
 #include <fstream>
 #include <iostream>
 #include <iterator>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "bert.h"
 #include "comparison.h"
 #include "nibble/core.h"
+#include "report.h"
 #include "wordpiece.h"
 
 namespace sentence_embedding {
@@ -51,20 +52,6 @@ struct Options {
   std::vector<nibble::Compute> computes = {nibble::Compute::kExact};
   int threads = 1, rounds = 7;
   bool json = false, help = false;
-};
-
-struct SentencePair {
-  double grade = 0;
-  std::string sentences[2];
-};
-
-/// One encoder under comparison and what was seen of it.
-struct Variant {
-  std::string name;
-  Bert bert;
-  std::vector<std::vector<float>> embeddings;  ///< two a pair
-  std::vector<double> similarities;            ///< one a pair
-  std::vector<double> round_ms;                ///< milliseconds a sentence, one a round
 };
 
 // ------------------------------------------------------------------------------------ input
@@ -195,7 +182,9 @@ Status print_embeddings(const Options& options, const WordPiece& tokenizer, Bert
 /// take turns within a round, so that a busy moment of the machine meets all of them.
 Status measure(const Options& options, const WordPiece& tokenizer,
                const std::vector<SentencePair>& pairs, std::vector<Variant>& variants) {
+  const bool shows_progress = isatty(STDERR_FILENO) != 0;
   for (int round = -1; round < options.rounds; ++round) {
+    if (shows_progress) std::fprintf(stderr, "\rround %d of %d ", round + 1, options.rounds);
     for (Variant& variant : variants) {
       variant.embeddings.clear();
       const Clock::time_point start = Clock::now();
@@ -212,6 +201,7 @@ Status measure(const Options& options, const WordPiece& tokenizer,
       }
     }
   }
+  if (shows_progress) std::fputs("\r                    \r", stderr);
   for (Variant& variant : variants) {
     for (size_t p = 0; p < pairs.size(); ++p) {
       variant.similarities.push_back(
@@ -219,137 +209,6 @@ Status measure(const Options& options, const WordPiece& tokenizer,
     }
   }
   return nibble::ok_status();
-}
-
-// ------------------------------------------------------------------------------------ report
-
-struct Figures {
-  double cosine_mean = 1, cosine_min = 1;
-  OrderChange order;
-  double reference_correlation = 1, grade_correlation = 0;
-  double ms = 0, speedup = 1;
-};
-
-Figures figures_of(const Variant& variant, const Variant& reference,
-                   const std::vector<double>& grades) {
-  Figures out;
-  out.cosine_mean = 0;
-  for (size_t i = 0; i < variant.embeddings.size(); ++i) {
-    const double value = cosine(variant.embeddings[i], reference.embeddings[i]);
-    out.cosine_mean += value / static_cast<double>(variant.embeddings.size());
-    out.cosine_min = std::min(out.cosine_min, value);
-  }
-  out.order = order_change(reference.similarities, variant.similarities);
-  out.reference_correlation = rank_correlation(reference.similarities, variant.similarities);
-  out.grade_correlation = rank_correlation(grades, variant.similarities);
-  out.ms = median(variant.round_ms);
-  std::vector<double> ratios;
-  for (size_t r = 0; r < variant.round_ms.size(); ++r) {
-    ratios.push_back(reference.round_ms[r] / variant.round_ms[r]);
-  }
-  out.speedup = median(ratios);
-  return out;
-}
-
-double megabytes(int64_t bytes) { return static_cast<double>(bytes) / 1e6; }
-
-void print_json(const Options& options, const std::vector<SentencePair>& pairs,
-                const std::vector<Variant>& variants, const std::vector<Figures>& figures) {
-  Json out = {{"model", options.model},
-              {"pairs", pairs.size()},
-              {"threads", options.threads},
-              {"rounds", options.rounds},
-              {"isa", nibble::isa_name(nibble::Device::this_cpu().best_isa())},
-              {"variants", Json::array()},
-              {"similarities", Json::array()}};
-  for (size_t v = 0; v < variants.size(); ++v) {
-    const Variant& variant = variants[v];
-    const Figures& f = figures[v];
-    out["variants"].push_back({{"name", variant.name},
-                               {"format", variant.bert.dense_format()},
-                               {"file_bytes", variant.bert.file_bytes()},
-                               {"dense_bytes", variant.bert.dense_bytes()},
-                               {"dense_weights", variant.bert.dense_weights()},
-                               {"cosine_mean", f.cosine_mean},
-                               {"cosine_min", f.cosine_min},
-                               {"ranking_kept", f.order.swapped == 0},
-                               {"order_comparisons", f.order.comparisons},
-                               {"order_swapped", f.order.swapped},
-                               {"order_widest_gap", f.order.widest_gap},
-                               {"rank_correlation_fp32", f.reference_correlation},
-                               {"rank_correlation_grades", f.grade_correlation},
-                               {"ms_per_sentence", f.ms},
-                               {"speedup", f.speedup}});
-  }
-  for (size_t p = 0; p < pairs.size(); ++p) {
-    Json row = {{"grade", pairs[p].grade},
-                {"sentences", {pairs[p].sentences[0], pairs[p].sentences[1]}}};
-    for (const Variant& variant : variants) row[variant.name] = variant.similarities[p];
-    out["similarities"].push_back(std::move(row));
-  }
-  std::cout << out.dump(2) << "\n";
-}
-
-void print_table(const Options& options, const std::vector<SentencePair>& pairs,
-                 const std::vector<Variant>& variants, const std::vector<Figures>& figures) {
-  const Bert& reference = variants[0].bert;
-  std::printf(
-      "Similarity of sentences, from most to least alike in FP32 (grade: 5 same meaning, "
-      "0 unrelated)\n\n");
-  std::printf("  grade");
-  for (const Variant& variant : variants) std::printf("  %15s", variant.name.c_str());
-  std::printf("   sentences\n");
-  std::vector<size_t> order(pairs.size());
-  for (size_t p = 0; p < order.size(); ++p) order[p] = p;
-  std::ranges::sort(order, [&](size_t a, size_t b) {
-    return variants[0].similarities[a] > variants[0].similarities[b];
-  });
-  const size_t indent = 7 + 17 * variants.size() + 3;
-  for (const size_t p : order) {
-    std::printf("  %5g", pairs[p].grade);
-    for (const Variant& variant : variants) std::printf("  %15.3f", variant.similarities[p]);
-    std::printf("   %s\n%*s%s\n", pairs[p].sentences[0].c_str(), static_cast<int>(indent), "",
-                pairs[p].sentences[1].c_str());
-  }
-
-  std::printf(
-      "\n%zu pairs, %lld layers of hidden size %lld, %.1f M weights in dense layers; "
-      "%d thread%s, %s\n\n",
-      pairs.size(), static_cast<long long>(reference.config().layers),
-      static_cast<long long>(reference.config().hidden),
-      static_cast<double>(reference.dense_weights()) / 1e6, options.threads,
-      options.threads == 1 ? "" : "s", nibble::isa_name(nibble::Device::this_cpu().best_isa()));
-  std::printf("  %-15s  %8s  %12s  %9s  %15s  %13s  %11s  %8s  %7s\n", "", "file", "dense layers",
-              "bits per", "cosine to FP32", "order of the", "correlation", "time per", "speed");
-  std::printf("  %-15s  %8s  %12s  %9s  %15s  %13s  %11s  %8s  %7s\n", "", "MB", "MB", "weight",
-              "mean      min", "pairs changed", "with grades", "sentence", "");
-  for (size_t v = 0; v < variants.size(); ++v) {
-    const Bert& bert = variants[v].bert;
-    const Figures& f = figures[v];
-    const double bits =
-        8 * static_cast<double>(bert.dense_bytes()) / static_cast<double>(bert.dense_weights());
-    const std::string swapped =
-        v == 0 ? "-"
-               : std::to_string(f.order.swapped) + " of " + std::to_string(f.order.comparisons);
-    std::printf("  %-15s  %8.1f  %12.2f  %9.2f  %7.4f  %6.4f  %13s  %11.3f  %5.2f ms  %6.2fx\n",
-                variants[v].name.c_str(), megabytes(bert.file_bytes()),
-                megabytes(bert.dense_bytes()), bits, f.cosine_mean, f.cosine_min, swapped.c_str(),
-                f.grade_correlation, f.ms, f.speedup);
-  }
-  std::printf("\n");
-  for (size_t v = 1; v < variants.size(); ++v) {
-    const Figures& f = figures[v];
-    if (f.order.swapped == 0) {
-      std::printf("%s: the ranking of the pairs is kept.\n", variants[v].name.c_str());
-    } else {
-      std::printf(
-          "%s: the ranking is not kept exactly: %lld of %lld comparisons turn round, all "
-          "between pairs less than %.3f apart in FP32 (rank correlation %.4f).\n",
-          variants[v].name.c_str(), static_cast<long long>(f.order.swapped),
-          static_cast<long long>(f.order.comparisons), f.order.widest_gap + 0.0005,
-          f.reference_correlation);
-    }
-  }
 }
 
 Status run(const Options& options) {
@@ -363,11 +222,9 @@ Status run(const Options& options) {
           directory + ": vocab_size " + std::to_string(bert.config().vocabulary) +
           ", but vocab.txt has " + std::to_string(tokenizer.size()) + " pieces");
     }
-    std::string name = bert.dense_format();
-    if (name != "fp32" && compute != nibble::Compute::kExact) {
-      name += std::string(" ") + nibble::compute_name(compute);
-    }
-    variants.push_back({std::move(name), std::move(bert), {}, {}, {}});
+    const std::string format = bert.dense_format();
+    const std::string computed = format == "fp32" ? "" : nibble::compute_name(compute);
+    variants.push_back({format, computed, std::move(bert), {}, {}, {}});
     return nibble::ok_status();
   };
   NIBBLE_RETURN_IF_ERROR(add(options.model, options.computes.front()));
@@ -380,15 +237,7 @@ Status run(const Options& options) {
     }
   }
   NIBBLE_RETURN_IF_ERROR(measure(options, tokenizer, pairs, variants));
-  std::vector<double> grades;
-  for (const SentencePair& pair : pairs) grades.push_back(pair.grade);
-  std::vector<Figures> figures;
-  for (const Variant& variant : variants) {
-    figures.push_back(figures_of(variant, variants[0], grades));
-  }
-  Options shown = options;
-  shown.threads = pool->num_threads();
-  (options.json ? print_json : print_table)(shown, pairs, variants, figures);
+  (options.json ? print_json : print_table)({options.model, pool->num_threads(), pairs, variants});
   return nibble::ok_status();
 }
 
