@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes the files of bench/results/ from the output of `nibble bench --json`.
 
-report.py --collect CASES.jsonl --nibble build/nibble --seconds 0.6 --results bench/results
+report.py --collect CASES.jsonl --nibble build/nibble --command "..." --results bench/results
 report.py RESULT.json          prints the table of a result
 """
 
@@ -41,8 +41,7 @@ def compiler_of(nibble: pathlib.Path) -> str:
     cache = nibble.resolve().parent / "CMakeCache.txt"
     if not cache.exists():
         return ""
-    found = dict(re.findall(r"^(CMAKE_CXX_COMPILER|CMAKE_BUILD_TYPE)\b.*?=(.*)$",
-                            cache.read_text(), re.MULTILINE))  # fmt: skip
+    found = dict(re.findall(r"^(CMAKE_\w+):\w+=(.*)$", cache.read_text(), re.MULTILINE))
     version = output_of(found.get("CMAKE_CXX_COMPILER", "c++"), "--version").split("\n")[0]
     return f"{version}, {found.get('CMAKE_BUILD_TYPE', '')}"
 
@@ -56,7 +55,7 @@ def collect(args) -> int:
     today = datetime.date.today().isoformat()
     result = {
         "date": today,
-        "command": f"SECONDS_A_CASE={args.seconds} bench/run_cpu.sh",
+        "command": args.command,
         "commit": output_of("git", "rev-parse", "--short", "HEAD"),
         "version": doctor["version"],
         "compiler": compiler_of(args.nibble),
@@ -134,7 +133,7 @@ def main() -> int:
     parser.add_argument("result", nargs="?", type=pathlib.Path)
     parser.add_argument("--collect", type=pathlib.Path, help="one JSON object a line")
     parser.add_argument("--nibble", type=pathlib.Path, default=ROOT / "build/nibble")
-    parser.add_argument("--seconds", default="1")
+    parser.add_argument("--command", default="nibble bench", help="what was run")
     parser.add_argument("--results", type=pathlib.Path, default=ROOT / "bench/results")
     args = parser.parse_args()
     if args.collect:
