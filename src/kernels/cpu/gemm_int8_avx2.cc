@@ -9,10 +9,11 @@
 //   x row 0..3   pairs[r][0]            pairs[r][1]          16 x int16, two an output
 //
 //   element   unsigned operand u   steps in int16, largest |sum|      subtracted from sum(u * x)
-//   int4      code (q + 8)         8: 8 * 2 * 15 * 127 = 30480        (8 [+ z]) * sum(x)
+//   int4      code (q + 8)         8: 8 * 2 * 15 * 127 = 30480        8 * sum(x)
 //   uint4     code                 8: the same                        z * sum(x)
 //   e2m1      2 * value + 16       4: 4 * 2 * 28 * 127 = 28448        16 * sum(x)
-//   8-bit     low, high nibble     8 each, the high one widened * 16  (128 [+ z]) * sum(x), z * sum(x)
+//   int8      nibbles of q + 128   8 each, the high ones widened * 16 128 * sum(x)
+//   uint8     nibbles of the code  8 each, likewise                   z * sum(x)
 //
 // so nothing saturates and the int32 sum of a unit (the columns of a block that share a scale: 32,
 // or 16 with groups of 16) is exact: a group whose codes all equal its zero gives exactly 0.
@@ -363,19 +364,17 @@ Family family_of_group(int64_t group, int32_t zero_bias) {
   return family_of_type<kCodes, kZeros, Groups::kWide>(zero_bias);
 }
 
+// Unsigned elements have zeros, signed ones have none.
 Family family_of(const WeightArgs& w) {
-  const bool zeros = w.zero_kind == ZeroKind::kInteger;
-  NIBBLE_ASSUME(zeros || w.zero_kind == ZeroKind::kNone);
+  NIBBLE_ASSUME(w.zero_kind == ZeroKind::kInteger || w.zero_kind == ZeroKind::kNone);
   switch (w.element) {
     case Element::kE2M1:
-      NIBBLE_ASSUME(!zeros);
       return family_of_group<Codes::kE2M1, false>(w.group, 0);
     case Element::kInt4:
-      return zeros ? family_of_group<Codes::kNibble, true>(w.group, 8)
-                   : family_of_group<Codes::kNibble, false>(w.group, 0);
+      return family_of_group<Codes::kNibble, false>(w.group, 0);
     case Element::kUint4:
       return family_of_group<Codes::kNibble, true>(w.group, 0);
-    case Element::kInt8:
+    case Element::kInt8:  // as if every zero were 128: one family less
       return family_of_group<Codes::kByte, true>(w.group, 128);
     case Element::kUint8:
     case Element::kNF4:  // no row lists it
