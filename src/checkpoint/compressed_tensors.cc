@@ -45,7 +45,7 @@ int64_t integer_or(const Json& value, int64_t otherwise) {
   return value.is_number_integer() ? value.get<int64_t>() : otherwise;
 }
 
-/// Each layer looks at every entry, so their number is limited; real files have one to three.
+/// Every layer is compared with every entry, so their number is limited; real files have a few.
 Result<std::vector<Declared>> declared_groups(const Json& quantization) {
   constexpr size_t kMaxEntries = 256;
   const Json& entries = member(quantization, "config_groups");
@@ -66,7 +66,7 @@ Result<std::vector<Declared>> declared_groups(const Json& quantization) {
       declared.group = 0;
     } else if (strategy == "group" || strategy == "tensor_group") {
       declared.group = integer_or(member(weights, "group_size"), -1);
-      if (declared.group == 0) declared.group = -1;
+      if (declared.group < 1 || declared.group > INT32_MAX) declared.group = -1;
     } else {
       declared.group = -1;
     }
@@ -109,8 +109,7 @@ struct BitsAndGroup {
 
 /// Width and group from config.json where it has groups, else from the shapes alone: with more than
 /// one scale a row, only one of 16, 32, 64 and 128 gives that many.
-Result<BitsAndGroup> choose(const Facts& facts, const Json& quantization) {
-  NIBBLE_ASSIGN_OR_RETURN(const std::vector<Declared> declared, declared_groups(quantization));
+Result<BitsAndGroup> choose(const Facts& facts, const std::vector<Declared>& declared) {
   const Declared* chosen = nullptr;
   for (const Declared& candidate : declared) {
     if (!agrees(candidate, facts)) continue;
@@ -175,8 +174,8 @@ Result<std::array<int64_t, 2>> read_shape(const Source& source, const std::strin
   return shape;
 }
 
-Result<Scheme> integer_scheme(const Source& source, const std::string& layer,
-                              const TensorInfo& packed) {
+Result<Scheme> integer_scheme(const Source& source, const std::vector<Declared>& declared,
+                              const std::string& layer, const TensorInfo& packed) {
   Scheme scheme;
   scheme.packed = &packed;
   NIBBLE_ASSIGN_OR_RETURN(const auto shape, read_shape(source, layer));
@@ -205,7 +204,7 @@ Result<Scheme> integer_scheme(const Source& source, const std::string& layer,
   scheme.zero = find_part(source, layer, kZero);
   facts.symmetric = scheme.zero == nullptr;
 
-  NIBBLE_ASSIGN_OR_RETURN(const BitsAndGroup found, choose(facts, source.quantization));
+  NIBBLE_ASSIGN_OR_RETURN(const BitsAndGroup found, choose(facts, declared));
   scheme.format.element = found.bits == 4 ? (facts.symmetric ? Element::kInt4 : Element::kUint4)
                                           : (facts.symmetric ? Element::kInt8 : Element::kUint8);
   scheme.format.group = found.group;
@@ -224,8 +223,8 @@ Result<Scheme> integer_scheme(const Source& source, const std::string& layer,
   return scheme;
 }
 
-Result<Scheme> float_scheme(const Source& source, const std::string& layer,
-                            const TensorInfo& packed) {
+Result<Scheme> float_scheme(const Source& source, const std::vector<Declared>& declared,
+                            const std::string& layer, const TensorInfo& packed) {
   Scheme scheme;
   scheme.packed = &packed;
   scheme.n = packed.shape[0];
@@ -253,12 +252,14 @@ Result<Scheme> float_scheme(const Source& source, const std::string& layer,
   facts.bit_widths = 1u << 4;
   facts.k = scheme.k;
   facts.columns = scale_shape[1];
-  const Result<BitsAndGroup> found = choose(facts, source.quantization);
+  const Result<BitsAndGroup> found = choose(facts, declared);
   if (!found.ok()) return found.status();
   return scheme;
 }
 
-Result<Scheme> scheme_of(const Source& source, const std::string& layer) {
+Result<Scheme> scheme_of(const Source& source, const Result<std::vector<Declared>>& declared,
+                         const std::string& layer) {
+  if (!declared.ok()) return declared.status();
   const TensorInfo* packed = find_part(source, layer, kPacked);
   if (packed == nullptr) {
     return unsupported(
@@ -266,10 +267,10 @@ Result<Scheme> scheme_of(const Source& source, const std::string& layer) {
         "nvfp4-pack-quantized, mxfp4-pack-quantized)");
   }
   if (packed->shape.size() == 2 && packed->dtype == DType::kI32) {
-    return integer_scheme(source, layer, *packed);
+    return integer_scheme(source, *declared, layer, *packed);
   }
   if (packed->shape.size() == 2 && packed->dtype == DType::kU8) {
-    return float_scheme(source, layer, *packed);
+    return float_scheme(source, *declared, layer, *packed);
   }
   return unsupported("weight_packed is " + packed->dtype_name + " " + shape_text(packed->shape) +
                      ", not a matrix of I32 or U8");
@@ -289,6 +290,7 @@ bool claims(const Source& source) {
 }
 
 std::vector<LayerInfo> layers(const Source& source) {
+  const auto declared = declared_groups(source.quantization);
   std::vector<LayerInfo> out;
   for (const TensorInfo& tensor : source.tensors.tensors()) {
     auto name = without_suffix(tensor.name, std::string(".") + kPacked);
@@ -307,7 +309,7 @@ std::vector<LayerInfo> layers(const Source& source) {
                              "input_scale", "input_zero_point"}) {
       add_part(source, layer, part);
     }
-    const Result<Scheme> scheme = scheme_of(source, layer.name);
+    const Result<Scheme> scheme = scheme_of(source, declared, layer.name);
     if (scheme.ok()) {
       layer.format = scheme->format;
       layer.n = scheme->n;
@@ -413,7 +415,8 @@ Result<Buffer> integer_zeros(const Source& source, const Scheme& scheme) {
 }
 
 Result<QuantizedTensor> load(const Source& source, const LayerInfo& layer) {
-  NIBBLE_ASSIGN_OR_RETURN(const Scheme scheme, scheme_of(source, layer.name));
+  const auto declared = declared_groups(source.quantization);
+  NIBBLE_ASSIGN_OR_RETURN(const Scheme scheme, scheme_of(source, declared, layer.name));
   QuantizedTensor q;
   q.format = scheme.format;
   q.n = scheme.n;

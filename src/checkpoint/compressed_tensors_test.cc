@@ -127,6 +127,9 @@ TEST(CompressedTensorsLayer, GroupsThatDoNotFitAreRefused) {
   expect_refused(IntegerLayer().file(), int_config(8, true, 16), {"4-bit"});
   expect_refused(IntegerLayer().file(), int_config(4, false, 16), {"symmetric 4-bit"});
   expect_refused(IntegerLayer().file(), int_config(4, true, -16), {"2 scales"});
+  const std::string huge =
+      R"({"num_bits": 4, "type": "int", "strategy": "group", "group_size": 9223372036854775807})";
+  expect_refused(IntegerLayer().file(), config(huge), {"2 scales"});
   IntegerLayer odd;
   odd.scale_shape = {3, 5};
   odd.scales.resize(15, 1.0f);
@@ -241,6 +244,15 @@ TEST(CompressedTensorsLayer, SeveralGroupsAreToldApartByTheirTensors) {
   EXPECT_EQ(checkpoint.load("l")->format.name(), "int4-g16:f32");
   EXPECT_EQ(checkpoint.load("m")->format.name(), "mxfp4");
   EXPECT_EQ(checkpoint.find_layer("x"), nullptr);
+}
+
+TEST(CompressedTensorsLayer, AbsurdlyManyConfigGroupsAreRefused) {
+  std::string text =
+      R"({"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {)";
+  for (int i = 0; i < 300; ++i) {
+    text += (i == 0 ? "\"" : ",\"") + std::to_string(i) + R"(": {"weights": {"num_bits": 4}})";
+  }
+  expect_refused(IntegerLayer().file(), text + "}}}", {"300 entries"});
 }
 
 TEST(CompressedTensorsLayer, OtherCompressionsAreListedWithTheReason) {

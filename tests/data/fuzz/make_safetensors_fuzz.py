@@ -32,17 +32,20 @@ def seed(name, file, config=None):
 
 
 def scheme(bits, kind, group, symmetric=True):
-    weights = {"num_bits": bits, "type": kind, "symmetric": symmetric, "group_size": group,
-               "strategy": "group" if group else "channel"}
+    weights = {
+        "num_bits": bits,
+        "type": kind,
+        "symmetric": symmetric,
+        "group_size": group,
+        "strategy": "group" if group else "channel",
+    }
     groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
     return {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": groups}}
 
 
 def integer_layer(n, k, bits, group, symmetric=True, g_idx=None, dtype="F16"):
     words, columns = -(-k * bits // 32), -(-k // group) if group else 1
-    size = {"F16": 2, "BF16": 2, "F32": 4}[dtype]
     scale = {"F16": b"\x00\x3c", "BF16": b"\x80\x3f", "F32": b"\x00\x00\x80\x3f"}[dtype]
-    assert len(scale) == size
     tensors = [
         ("l.weight_packed", "I32", [n, words], bytes(range(4 * words)) * n),
         ("l.weight_scale", dtype, [n, columns], scale * (n * columns)),
@@ -50,7 +53,9 @@ def integer_layer(n, k, bits, group, symmetric=True, g_idx=None, dtype="F16"):
     ]
     if not symmetric:
         rows = -(-n * bits // 32)
-        tensors.append(("l.weight_zero_point", "I32", [rows, columns], b"\x78\x56\x34\x12" * (rows * columns)))
+        tensors.append(
+            ("l.weight_zero_point", "I32", [rows, columns], b"\x78\x56\x34\x12" * (rows * columns))
+        )
     if g_idx:
         tensors.append(("l.weight_g_idx", "I32", [k], struct.pack(f"<{k}i", *g_idx)))
     return tensors
@@ -62,7 +67,9 @@ def main():
     seed("int4-channel-ragged", container(integer_layer(2, 13, 4, 0)), scheme(4, "int", None))
     seed("uint4-g16", container(integer_layer(9, 32, 4, 16, False)), scheme(4, "int", 16, False))
     seed("int8-g16", container(integer_layer(2, 32, 8, 16, dtype="F32")), scheme(8, "int", 16))
-    seed("uint8-channel", container(integer_layer(5, 9, 8, 0, False)), scheme(8, "int", None, False))
+    seed(
+        "uint8-channel", container(integer_layer(5, 9, 8, 0, False)), scheme(8, "int", None, False)
+    )
     mixed = [1, 0] * 16
     seed("int4-g-idx", container(integer_layer(2, 32, 4, 16, g_idx=mixed)), scheme(4, "int", 16))
     seed("int8-g-idx", container(integer_layer(2, 32, 8, 16, g_idx=mixed)), scheme(8, "int", 16))
@@ -94,14 +101,33 @@ def main():
         ("l.weight.quant_state.bitsandbytes__nf4", "U8", [len(state)], state),
     ]
     seed("nf4", container(nf4), {"quantization_config": {"quant_method": "bitsandbytes"}})
-    plain = [("a.weight", "BF16", [2, 2], bytes(8)), ("a.bias", "F32", [], bytes(4)), ("e", "F4", [3], b"ab")]
+    plain = [
+        ("a.weight", "BF16", [2, 2], bytes(8)),
+        ("a.bias", "F32", [], bytes(4)),
+        ("e", "F4", [3], b"ab"),
+    ]
     seed("plain", container(plain), {"limit": [0.0, float("inf")]})
     seed("empty", container([]))
-    seed("duplicate", raw('{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},'
-                          '"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}', b"ab"))
-    seed("overlap", raw('{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},'
-                        '"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}}', b"abc"))
-    seed("overflow", raw('{"a":{"dtype":"F64","shape":[2305843009213693952],"data_offsets":[0,8]}}', bytes(8)))
+    seed(
+        "duplicate",
+        raw(
+            '{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},'
+            '"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}',
+            b"ab",
+        ),
+    )
+    seed(
+        "overlap",
+        raw(
+            '{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},'
+            '"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}}',
+            b"abc",
+        ),
+    )
+    seed(
+        "overflow",
+        raw('{"a":{"dtype":"F64","shape":[2305843009213693952],"data_offsets":[0,8]}}', bytes(8)),
+    )
     seed("deep", raw('{"a":' + "[" * 200))
     (OUT / "header-length").write_bytes(b"\0\0" + b"\xff" * 8 + b"{}")
 
