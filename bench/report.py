@@ -56,7 +56,7 @@ def collect(args) -> int:
     result = {
         "date": today,
         "command": args.command,
-        "commit": output_of("git", "rev-parse", "--short", "HEAD"),
+        "commit": output_of("git", "describe", "--always", "--dirty", "--exclude=*"),
         "version": doctor["version"],
         "compiler": compiler_of(args.nibble),
         "cpu": {"name": doctor["cpu"]["name"], "isas": doctor["cpu"]["isas"], **cpu_facts()},

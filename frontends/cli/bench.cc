@@ -96,6 +96,7 @@ Json result_json(const Arguments& args, const Format& format, const Layout& layo
   json["layout"] = layout.name();
   json["device"] = bench.device.name;
   json["runs"] = r.runs;
+  json["preempted_runs"] = r.preempted_runs;
   json["rounds"] = r.rounds;
   json["dropped_rounds"] = r.dropped_rounds;
   json["weight_copies"] = weights.copies.size();

@@ -1,6 +1,7 @@
 #include "bench_case.h"
 
 #include <fmt/format.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
@@ -151,6 +152,17 @@ Roof compute_roof_of(const BenchCase& bench) {
   return bf16 ? Roof::kBf16 : Roof::kF32;
 }
 
+// How often the system took a core from one of this process's threads.
+int64_t preemptions() {
+  rusage usage = {};
+  return getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_nivcsw : 0;
+}
+
+struct Timing {
+  double us = 0;
+  bool preempted = false;
+};
+
 // Everything that one run of the case touches.
 struct Runner {
   std::vector<Linear> linears;
@@ -159,13 +171,15 @@ struct Runner {
   MutableMatrixView y_view;
   size_t next = 0;
 
-  // Microseconds of one product with the next cold copy.
-  Result<double> run() {
+  // One product with the next cold copy.
+  Result<Timing> run() {
     const Linear& linear = linears[next];
     next = (next + 1) % linears.size();
+    const int64_t preemptions_before = preemptions();
     const Clock::time_point start = Clock::now();
     NIBBLE_RETURN_IF_ERROR(linear.run(x_view, y_view));
-    return seconds_since(start) * 1e6;
+    const double us = seconds_since(start) * 1e6;
+    return Timing{us, preemptions() != preemptions_before};
   }
 };
 
@@ -192,11 +206,26 @@ Result<Runner> make_runner(const BenchCase& bench, const ColdWeights& weights, T
 
 // What the rounds of one case gave.
 struct Samples {
-  std::vector<double> us;                           // every run
+  std::vector<double> us;  // every counted run
+  int64_t preempted = 0;
   std::vector<double> read_shares, compute_shares;  // one a kept round
   std::vector<double> read_roofs, compute_roofs;
   int dropped = 0;
 };
+
+// Microseconds of the runs of one round. A preempted run measures the scheduler: it is left out,
+// unless the round has no other, as when every run is longer than a time slice.
+Result<std::vector<double>> run_round(double seconds, Runner* runner, int64_t* preempted) {
+  std::vector<double> clean, spoiled;
+  const Clock::time_point start = Clock::now();
+  do {
+    NIBBLE_ASSIGN_OR_RETURN(const Timing timing, runner->run());
+    (timing.preempted ? spoiled : clean).push_back(timing.us);
+  } while (seconds_since(start) < seconds);
+  if (clean.empty()) return spoiled;
+  *preempted += static_cast<int64_t>(spoiled.size());
+  return clean;
+}
 
 Result<Samples> run_rounds(const BenchCase& bench, const ColdWeights& weights, Runner* runner,
                            RoofMeter* meter, Roof compute_roof) {
@@ -208,12 +237,8 @@ Result<Samples> run_rounds(const BenchCase& bench, const ColdWeights& weights, R
   Roofs before = measure_roofs(bench, meter, compute_roof);
   for (int round = 0; round < kMostRoundsFactor * kRounds; ++round) {
     if (static_cast<int>(samples.read_shares.size()) >= kRounds) break;
-    std::vector<double> us;
-    const Clock::time_point start = Clock::now();
-    do {
-      NIBBLE_ASSIGN_OR_RETURN(const double one, runner->run());
-      us.push_back(one);
-    } while (seconds_since(start) < bench.seconds / kRounds);
+    NIBBLE_ASSIGN_OR_RETURN(const std::vector<double> us,
+                            run_round(bench.seconds / kRounds, runner, &samples.preempted));
     samples.us.insert(samples.us.end(), us.begin(), us.end());
     const Roofs after = measure_roofs(bench, meter, compute_roof);
     if (close(before.read, after.read) && close(before.compute, after.compute)) {
@@ -273,13 +298,14 @@ Result<BenchResult> run_bench_case(const BenchCase& bench, const ColdWeights& we
 
   // The first run allocates the workspace; every copy's is made before the clock counts.
   for (size_t i = 0; i < runner.linears.size(); ++i) {
-    NIBBLE_ASSIGN_OR_RETURN(const double us, runner.run());
-    static_cast<void>(us);
+    NIBBLE_ASSIGN_OR_RETURN(const Timing warm_up, runner.run());
+    static_cast<void>(warm_up);
     if (i == 0) NIBBLE_RETURN_IF_ERROR(check_sample(weights.tensor, runner.x, runner.y, bench));
   }
   NIBBLE_ASSIGN_OR_RETURN(const Samples samples,
                           run_rounds(bench, weights, &runner, meter, result.compute_roof));
   result.runs = static_cast<int64_t>(samples.us.size());
+  result.preempted_runs = samples.preempted;
   result.us_median = quantile(samples.us, 0.5);
   result.us_p10 = quantile(samples.us, 0.1);
   result.us_p90 = quantile(samples.us, 0.9);

@@ -34,7 +34,8 @@ struct BenchResult {
   std::string kernel;
   Isa isa = Isa::kScalar;  ///< of the kernel
   Roof compute_roof = Roof::kF32;
-  int64_t runs = 0;
+  int64_t runs = 0;            ///< counted ones
+  int64_t preempted_runs = 0;  ///< the system took a core away meanwhile; not counted
   double us_median = 0, us_p10 = 0, us_p90 = 0;
   double weight_gbps = 0, gflops = 0;  ///< at the median
   /// Medians over the kept rounds; NaN when no round was kept.

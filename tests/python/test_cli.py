@@ -654,6 +654,7 @@ def test_bench_prints_one_object_a_case_with_every_key():
         assert case["weight_bytes"] == codes + groups * scale_bytes
         assert case["weight_gbps"] == pytest.approx(case["weight_bytes"] / case["us_median"] * 1e-3)
         assert case["gflops"] == pytest.approx(2e-3 * case["m"] * 512 * 1024 / case["us_median"])
+        assert case["runs"] >= case["rounds"] and case["preempted_runs"] >= 0
         if case["rounds"] > 0:
             assert case["read_roof_gbps"] > 0 and case["compute_roof_gflops"] > 0
             assert 0 < case["share_of_compute_roof"] < 1.1
