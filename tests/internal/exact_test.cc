@@ -7,8 +7,8 @@ namespace {
 
 constexpr int64_t kM[] = {1, 2, 3, 7, 8, 9, 16, 17, 33, 100};
 constexpr int64_t kN[] = {16, 1, 15, 17, 33, 8, 31, 48, 7, 32, 50};
-constexpr int64_t kK[] = {32,  2,   31,  34,  64, 128, 30, 66,  96,  1,   126, 160, 130,
-                          256, 192, 258, 384, 16, 514, 33, 640, 240, 129, 62,  1040};
+constexpr int64_t kK[] = {32,  2,   31,  34, 64,  128, 30,  66,  96,  1,  126,  160,  130, 256,
+                          192, 258, 384, 16, 514, 33,  640, 240, 129, 62, 1040, 1104, 2064};
 
 template <size_t kSize>
 int64_t pick(const int64_t (&list)[kSize], uint64_t index) {
@@ -125,7 +125,8 @@ TEST_P(ExactData, EveryFormatInManyShapes) {
     for (int i = 0; i < repetitions(4); ++i, ++turn) {
       // Lists of coprime lengths: their combinations do not repeat within a row of the table.
       const ProblemShape shape = {pick(kM, turn), pick(kN, turn), pick(kK, turn)};
-      check(format, shape, turn, turn % 2 == 1);
+      // Above K = 1100 the octaves that an epilogue needs are not left.
+      check(format, shape, turn, turn % 2 == 1 && shape.k < 1100);
       if (HasFatalFailure()) return;
     }
   }

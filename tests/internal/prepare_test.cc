@@ -230,5 +230,41 @@ TEST(QuantizeBlock, KeepsSpecialBlocksApart) {
   EXPECT_EQ(block_of(std::numeric_limits<float>::max(), 0).codes[0], 127) << "no overflow";
 }
 
+// The figures of docs/numerics.md: for weights without structure the relative error of y is that
+// of x.
+TEST(QuantizeBlock, ErrsAsMuchAsDocumented) {
+  for (const int64_t outliers_in_100 : {0, 1}) {
+    Rng rng(12);
+    constexpr int64_t kColumns = 4096;
+    std::vector<float> channel(kColumns, 1.0f);
+    for (float& factor : channel) {
+      if (outliers_in_100 != 0 && rng.one_in(100)) factor = 20;
+    }
+    double error = 0, magnitude = 0;
+    for (int row = 0; row < 64; ++row) {
+      for (int64_t begin = 0; begin < kColumns; begin += 32) {
+        float x[32];
+        for (int64_t j = 0; j < 32; ++j) {
+          x[j] = static_cast<float>(rng.gaussian()) * channel[static_cast<size_t>(begin + j)];
+        }
+        const Int8Block block = quantize_block(x);
+        for (int64_t j = 0; j < 32; ++j) {
+          const double value = static_cast<double>(x[j]);
+          const double rounded = block.codes[j] * static_cast<double>(block.scale);
+          error += (rounded - value) * (rounded - value);
+          magnitude += value * value;
+        }
+      }
+    }
+    const double relative = std::sqrt(error / magnitude);
+    RecordProperty(outliers_in_100 == 0 ? "gaussian" : "outliers", std::to_string(relative));
+    if (outliers_in_100 == 0) {
+      EXPECT_NEAR(relative, 0.0054, 0.0002);
+    } else {
+      EXPECT_NEAR(relative, 0.0113, 0.0012);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace nibble::harness
