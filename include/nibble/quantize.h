@@ -32,12 +32,15 @@ struct QuantizeOptions {
 
 /// Rounds a weight [n, k] (f32, f16 or bf16, row-major) to `format`. The same bits whatever the
 /// thread count. Any n >= 1 and k >= 1; a last group may be short.
-/// Errors: kInvalidArgument for a wrong rank or dtype, an impossible Format, or a NaN or infinite
-/// weight (the message holds the tensor's name and the index).
+/// Errors: kInvalidArgument for a wrong rank or dtype, an impossible Format, a NaN or infinite
+/// weight (the message holds the tensor's name and the index), or a group whose scale or additive
+/// zero is above f16's largest value where the Format stores f16.
 Result<QuantizedTensor> quantize(const TensorView& w, const Format& format,
                                  const QuantizeOptions& options = {});
 
-/// ||a - b||_F / ||b||_F of the dequantized tensor against the float weight.
+/// ||a - b||_F / ||b||_F of the dequantized tensor, times pre_scale where it has one, against the
+/// float weight [n, k] in f32, f16 or bf16. 0 where they are equal, infinite where b alone is 0.
+/// Errors: kInvalidArgument for another shape or dtype, or a weight that is not finite.
 Result<double> relative_error(const QuantizedTensor& a, const TensorView& b,
                               ThreadPool* pool = nullptr);
 
