@@ -1,5 +1,5 @@
-// The decode tricks of the AVX2 rows, exhaustively: every code in every place of a block, every byte
-// of the one-byte scales, every integer zero point. Each output is one product, so it must be exact.
+// The decode tricks of the AVX2 rows, exhaustively: every code in every place of a block, every
+// byte of the one-byte scales, every integer zero point. Each output is one product: exact.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -76,8 +76,8 @@ std::vector<float> run(const KernelInfo& matmul, const QuantizedTensor& w,
   // The prepared forms hold at most 4 bytes and 12/32 a value; vectors may be loaded past the end.
   Buffer workspace = Buffer::allocate(m * columns * 5 + 64).value();
 
-  const PrepareArgs prepare{x.data(), w.k * 4, DType::kF32, nullptr, nullptr,
-                            m,        w.k,     columns,     workspace.mutable_data()};
+  const PrepareArgs prepare{
+      x.data(), w.k * 4, DType::kF32, nullptr, nullptr, m, w.k, columns, workspace.mutable_data()};
   prepare_for(matmul.row).cpu_prepare(prepare, {0, ceil_div(m, kTileRows)});
 
   MatmulArgs args{};
@@ -142,7 +142,8 @@ TEST_P(Avx2Row, DecodesEveryCodeInEveryPlace) {
           }
         }
         for (int64_t first = 0; first < kColumns; first += largest_m()) {
-          const std::vector<float> y = run(info(), w, one_column_a_row(first, largest_m(), kColumns));
+          const std::vector<float> y =
+              run(info(), w, one_column_a_row(first, largest_m(), kColumns));
           for (int64_t m = 0; m < largest_m(); ++m) {
             for (int64_t n = 0; n < kRows; ++n) {
               const uint8_t code = w.code(n, first + m);
@@ -206,7 +207,7 @@ TEST_P(Avx2Row, SubtractsEveryIntegerZero) {
   }
 }
 
-// The largest sums that the 16-bit steps of int8 compute must hold: all codes and all x at their ends.
+// The largest sums that the 16-bit steps of int8 compute must hold: codes and x at their ends.
 TEST_P(Avx2Row, HoldsTheLargestSums) {
   constexpr int64_t kRows = 16, kColumns = 64;
   for (const Element element :

@@ -1,7 +1,7 @@
 // The epilogue of AVX2 rows: 8 outputs at a time with the order and roundings of finish_tile, which
-// it calls for panels cut by the edge of the matrix and for the activation it does not know (erf).
-// Without activation the bits are those of finish_tile; SiLU and tanh-GELU differ by the rounding of
-// exp.
+// it calls for panels cut by the edge of the matrix and for the activation it does not know: erf.
+// Without activation the bits are those of finish_tile; SiLU and tanh-GELU differ by the rounding
+// of exp.
 #ifndef NIBBLE_KERNELS_CPU_EPILOGUE_AVX2_H_
 #define NIBBLE_KERNELS_CPU_EPILOGUE_AVX2_H_
 
@@ -36,9 +36,8 @@ NIBBLE_INLINE void store_8(void* data, DType dtype, int64_t index, __m256 values
     _mm256_storeu_ps(reinterpret_cast<float*>(at + 4 * index), values);
     return;
   }
-  const __m128i narrow = dtype == DType::kF16
-                             ? _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT)
-                             : to_bf16(values);
+  const __m128i narrow =
+      dtype == DType::kF16 ? _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT) : to_bf16(values);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(at + 2 * index), narrow);
 }
 
@@ -81,8 +80,8 @@ NIBBLE_INLINE __m256 activate_8(Activation activation, __m256 v) {
     case Activation::kSilu:
       return times_sigmoid(v, v);
     case Activation::kGeluTanh: {
-      const __m256 cube = _mm256_mul_ps(
-          _mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(0.044715f), v), v), v);
+      const __m256 cube =
+          _mm256_mul_ps(_mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(0.044715f), v), v), v);
       const __m256 u = _mm256_mul_ps(_mm256_set1_ps(1.5957691216057308f), _mm256_add_ps(v, cube));
       return times_sigmoid(v, u);
     }

@@ -9,9 +9,10 @@
 //     ..    |                              |
 //    127    +------------------------------+
 //
-// A weight has the bits of QuantizedTensor::dequantize without tensor scale: RN32(RN32(value - zero)
-// * scale), an additive zero added after the product. Codes become FP32 numbers through a shuffle
-// that moves a byte to the bottom of its 32-bit lane; u below is that unsigned byte:
+// A weight has the bits of QuantizedTensor::dequantize without tensor scale, which is
+// RN32(RN32(value - zero) * scale), an additive zero added after the product. Codes become FP32
+// numbers through a shuffle that moves a byte to the bottom of its 32-bit lane; u below is that
+// unsigned byte:
 //
 //   int4, uint4, int8, uint8   u = stored code             value = u - bias (8, 0, 128, 0)
 //   e2m1                       u = 2 * value + 12, table   twice the value; scale is halved
@@ -86,8 +87,8 @@ NIBBLE_INLINE GroupLanes load_group(const WeightArgs& w, int64_t index) {
       break;
     }
     case ZeroKind::kFloatCode:
-      out.zero = _mm256_mul_ps(load_scales(zeros + at, w.scale_dtype),
-                               _mm256_set1_ps(unit / halved));
+      out.zero =
+          _mm256_mul_ps(load_scales(zeros + at, w.scale_dtype), _mm256_set1_ps(unit / halved));
       break;
     case ZeroKind::kAdditive:
       out.added = _mm256_mul_ps(load_scales(zeros + at, w.scale_dtype), _mm256_set1_ps(unit));
@@ -170,8 +171,8 @@ using DecodeFn = void (*)(const Chunk&, float*);
 
 template <Codes kCodes>
 DecodeFn decoder_of_codes(ZeroKind zero_kind) {
-  const bool plain = zero_kind == ZeroKind::kNone ||
-                     (zero_kind == ZeroKind::kInteger && kCodes != Codes::kNF4);
+  const bool plain =
+      zero_kind == ZeroKind::kNone || (zero_kind == ZeroKind::kInteger && kCodes != Codes::kNF4);
   return plain ? decode_chunk<kCodes, true> : decode_chunk<kCodes, false>;
 }
 

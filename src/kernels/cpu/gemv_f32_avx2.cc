@@ -44,13 +44,13 @@ struct Run {
   const float* x;
   int64_t x_stride;
   const uint8_t* scales;
-  const uint8_t* zeros;      ///< u8
+  const uint8_t* zeros;  ///< u8
   DType scale_dtype;
   int64_t scale_half_bytes;  ///< of 8 scales
   int64_t blocks;
   int64_t blocks_per_group;
   ValueTables tables;
-  double* totals;            ///< [rows][16]
+  double* totals;  ///< [rows][16]
 };
 
 template <class C>

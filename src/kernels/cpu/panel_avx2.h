@@ -35,7 +35,8 @@ constexpr int64_t kPartBlocks = kPartColumns / kBlockColumns;
 NIBBLE_INLINE int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 NIBBLE_INLINE int64_t max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/// Into L2; never faults, so it may run past the end of the weights.
+/// Into L2; never faults, so it may run past the end of the weights. Measured with int4 at M = 1,
+/// share of the read roof: 16 KB ahead into L2 0.87, no prefetch 0.80, any distance into L1 0.66.
 NIBBLE_INLINE void prefetch_line(const uint8_t* at) {
   _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
 }

@@ -34,7 +34,7 @@ NIBBLE_INLINE __m256 load_eight(const uint8_t* x, DType dtype, int64_t column) {
   return dtype == DType::kF16 ? load_f16(x + 2 * column) : load_bf16(x + 2 * column);
 }
 
-/// Columns [column, column + 32) of one row as they meet the weight: gathered, pre-scaled, 0 past k.
+/// 32 columns of one row from `column` on, as they meet the weight: gathered, pre-scaled, 0 past k.
 NIBBLE_INLINE Block load_block(const PrepareArgs& args, const uint8_t* x, int64_t column) {
   Block block;
   if (args.k_perm == nullptr && column + kBlockColumns <= args.k) {

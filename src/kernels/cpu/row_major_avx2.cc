@@ -1,6 +1,6 @@
-// y = x * W^T for row-major weights as callers hold them, on AVX2 and FMA: int4, uint4 and e2m1 codes
-// with any scale type, no zeros or integer ones, groups of 16, 32, multiples of 64, or the whole row.
-// Made for one row of x; more rows are taken one after the other.
+// y = x * W^T for row-major weights as callers hold them, on AVX2 and FMA: int4, e2m1 and uint4
+// with integer zeros, any scale type, groups of 16, 32, multiples of 64, or the whole row. Made for
+// one row of x; more rows are taken one after the other.
 //
 // A work item is 16 rows of W. Columns are walked in chunks, of which x is put into vector order
 // once for the 16 rows; then 4 (f32: 2) rows of W at a time are read from left to right, 64 columns
@@ -9,14 +9,15 @@
 //   byte i of the step      low nibble: column 2i, high nibble: column 2i + 1
 //   int8, lane j = 0..7     sum of u * x over columns 8j .. 8j + 7, u as in gemm_int8_avx2.cc:
 //                           vpmaddubsw(low, x even) + vpmaddubsw(high, x odd), vpmaddwd
-//   f32, vector i = 0..7    columns 4i .. 4i + 3 | 32 + 4i .. 32 + 4i + 3, values through the tables
+//   f32, vector i = 0..7    columns 4i .. 4i + 3 | 32 + 4i .. 32 + 4i + 3, values through the
+//   tables
 //                           of gemv_f32_avx2.cc
 //
 // so a 32-bit lane belongs to one group of any size, and scales are spread over lanes by one
 // permutation. Nothing past the last byte of codes, scales or zeros is read.
 //
-// FP32 order of one output: 8 lanes, each with fma(value * x_scale, scale, lane) (f32: fma(sum of 4
-// columns, scale, lane)) per step; lanes are added after a chunk, chunks in double.
+// FP32 order of one output: 8 lanes, each with fma(value * x_scale, scale, lane) a step (f32: twice
+// fma(sum of 4 columns, scale, lane)); lanes are added after a chunk, chunks in double.
 #include "kernels/cpu/epilogue_avx2.h"
 #include "kernels/cpu/nibble_values_avx2.h"
 #include "kernels/cpu/panel_avx2.h"
@@ -81,8 +82,7 @@ NIBBLE_INLINE __m256 load_values(const uint8_t* at, DType dtype) {
 }
 
 /// out[count] and 4 zeros after it: values `index` .. of an array of scales or u8 zeros.
-void decode_values(const void* values, DType dtype, int64_t index, int64_t count,
-                   float* out) {
+void decode_values(const void* values, DType dtype, int64_t index, int64_t count, float* out) {
   const int64_t bytes = scale_bytes(dtype);
   const auto* at = static_cast<const uint8_t*>(values) + index * bytes;
   const __m256 unit = _mm256_set1_ps(scale_unit(dtype));
@@ -105,12 +105,12 @@ struct Run {
   const uint8_t* codes;  ///< of the first row
   int64_t row_bytes;     ///< from row to row
   int64_t steps;
-  const float* scales;   ///< [kRows][kMaxGroups], from the first group on
-  const float* zeros;    ///< likewise; uint4
-  int64_t group_steps;   ///< steps a group, where it spans steps
-  int64_t place;         ///< of the first step in its group
+  const float* scales;  ///< [kRows][kMaxGroups], from the first group on
+  const float* zeros;   ///< likewise; uint4
+  int64_t group_steps;  ///< steps a group, where it spans steps
+  int64_t place;        ///< of the first step in its group
   Spread spread;
-  __m256i flip;          ///< makes stored codes of int4 q + 8: here they are two's complement
+  __m256i flip;  ///< makes stored codes of int4 q + 8: here they are two's complement
 };
 
 /// Codes of row `r` in step `step`.
@@ -256,7 +256,7 @@ NIBBLE_INLINE __m256 dot_half(__m256i codes, const ValueTables& tables, const __
 template <Codes kCodes, int kRows>
 void multiply_rows(const Run& from, const F32Step* x, double* totals) {
   Run run = from;
-  constexpr Element kElement = kCodes == Codes::kE2M1  ? Element::kE2M1
+  constexpr Element kElement = kCodes == Codes::kE2M1    ? Element::kE2M1
                                : kCodes == Codes::kUint4 ? Element::kUint4
                                                          : Element::kInt4;
   const ValueTables tables = value_tables(kElement);
