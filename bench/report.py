@@ -8,6 +8,7 @@ report.py RESULT.json          prints the table of a result
 import argparse
 import datetime
 import json
+import os
 import pathlib
 import platform
 import re
@@ -56,7 +57,8 @@ def collect(args) -> int:
     result = {
         "date": today,
         "command": args.command,
-        "commit": output_of("git", "describe", "--always", "--dirty", "--exclude=*"),
+        "commit": args.commit or output_of("git", "describe", "--always", "--dirty", "--exclude=*"),
+        "load_average": round(os.getloadavg()[1], 1),
         "version": doctor["version"],
         "compiler": compiler_of(args.nibble),
         "cpu": {"name": doctor["cpu"]["name"], "isas": doctor["cpu"]["isas"], **cpu_facts()},
@@ -97,6 +99,8 @@ def page(result) -> str:
         f"{fact('CPU(s)')} cores, L2 {fact('L2 cache')}, L3 {fact('L3 cache')}, hypervisor "
         f"{fact('Hypervisor vendor')}; {', '.join(cpu['isas'])}",
         f"* commit {result['commit']}, {result['compiler']}",
+        f"* load average of the last five minutes: {result['load_average']} (the bench alone: its "
+        "threads)",
         f"* `{result['command']}`",
         "",
         "Each cell: median time, then percent of the read roof / percent of the compute roof",
@@ -133,6 +137,7 @@ def main() -> int:
     parser.add_argument("result", nargs="?", type=pathlib.Path)
     parser.add_argument("--collect", type=pathlib.Path, help="one JSON object a line")
     parser.add_argument("--nibble", type=pathlib.Path, default=ROOT / "build/nibble")
+    parser.add_argument("--commit", help="of the program, when it is not the checkout's")
     parser.add_argument("--command", default="nibble bench", help="what was run")
     parser.add_argument("--results", type=pathlib.Path, default=ROOT / "bench/results")
     args = parser.parse_args()

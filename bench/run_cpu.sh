@@ -5,6 +5,7 @@
 #   bench/run_cpu.sh [nibble] [results folder]        default: build/nibble bench/results
 #   SECONDS_A_CASE (0.6): time in each case; its roofs take about as long
 #   SHAPES ("4096x14336 2048x16384 16384x2048"): K x N; ROWS (1,4,16,64,256): M; THREADS ("1 2")
+#   COMMIT: the program's commit, when it is not the checkout's
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -41,4 +42,4 @@ done
 
 mkdir -p "$results"
 python3 bench/report.py --collect "$cases" --nibble "$nibble" --command "$command" \
-  --results "$results"
+  --results "$results" ${COMMIT:+--commit "$COMMIT"}
