@@ -92,8 +92,8 @@ typedef struct nibble_linear_options {
 } nibble_linear_options;
 
 /* The linear shares the packed weight: `packed` may be freed afterwards. `options` may be NULL. */
-nibble_status nibble_linear_create(const nibble_packed* packed, const nibble_linear_options* options,
-                                   nibble_linear** out);
+nibble_status nibble_linear_create(const nibble_packed* packed,
+                                   const nibble_linear_options* options, nibble_linear** out);
 void nibble_linear_free(nibble_linear* linear);
 
 /* y = activation(alpha * x W^T + bias) + beta * c + residual. */

@@ -62,8 +62,8 @@ inline Status internal_error(std::string m) { return {Code::kInternal, std::move
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}            // NOLINT: implicit by design
-  Result(Status status) : status_(std::move(status)) {     // NOLINT: implicit by design
+  Result(T value) : value_(std::move(value)) {}         // NOLINT: implicit by design
+  Result(Status status) : status_(std::move(status)) {  // NOLINT: implicit by design
     if (status_.ok()) status_ = internal_error("a Result was made from an ok Status");
   }
   bool ok() const { return status_.ok(); }
@@ -86,15 +86,15 @@ class [[nodiscard]] Result {
 #define NIBBLE_CONCAT_(a, b) a##b
 #define NIBBLE_CONCAT(a, b) NIBBLE_CONCAT_(a, b)
 /// Returns the Status of `expr` from the enclosing function unless it is ok.
-#define NIBBLE_RETURN_IF_ERROR(expr)                              \
-  do {                                                            \
+#define NIBBLE_RETURN_IF_ERROR(expr)                                                           \
+  do {                                                                                         \
     if (::nibble::Status nibble_status_ = (expr); !nibble_status_.ok()) return nibble_status_; \
   } while (false)
 /// `NIBBLE_ASSIGN_OR_RETURN(auto x, make_x())`.
 #define NIBBLE_ASSIGN_OR_RETURN(lhs, expr) \
   NIBBLE_ASSIGN_OR_RETURN_(NIBBLE_CONCAT(nibble_result_, __LINE__), lhs, expr)
-#define NIBBLE_ASSIGN_OR_RETURN_(result, lhs, expr) \
-  auto result = (expr);                             \
+#define NIBBLE_ASSIGN_OR_RETURN_(result, lhs, expr)    \
+  auto result = (expr);                                \
   if (!result.ok()) return std::move(result).status(); \
   lhs = std::move(result).value()
 
@@ -117,7 +117,7 @@ uint16_t f32_to_f16(float value);  ///< overflow gives infinity, as IEEE 754 say
 float e4m3_to_f32(uint8_t bits);
 uint8_t f32_to_e4m3(float value);  ///< saturates at 448; NaN stays NaN (0x7F with the sign)
 float e8m0_to_f32(uint8_t bits);
-float e2m1_to_f32(uint8_t code);    ///< code 0..15; bit 3 is the sign; -0 gives -0
+float e2m1_to_f32(uint8_t code);   ///< code 0..15; bit 3 is the sign; -0 gives -0
 uint8_t f32_to_e2m1(float value);  ///< ties to the even code, saturates at 6; NaN gives 0
 /// Value `index` of an array of f32, f16, bf16, e4m3, e8m0 or f64 values, exact but for f64.
 float load_as_f32(const void* data, DType dtype, int64_t index);
@@ -204,10 +204,10 @@ struct Format {
   ZeroKind zero = ZeroKind::kNone;
 
   static Result<Format> parse(std::string_view name);
-  std::string name() const;  ///< shortest name that parses to this Format
-  int bits() const;          ///< 4 or 8
-  DType zero_dtype() const;  ///< u8 for kInteger, else the scale's dtype
-  int64_t groups(int64_t k) const;       ///< scales per row: ceil(k / group), 1 for the whole row
+  std::string name() const;         ///< shortest name that parses to this Format
+  int bits() const;                 ///< 4 or 8
+  DType zero_dtype() const;         ///< u8 for kInteger, else the scale's dtype
+  int64_t groups(int64_t k) const;  ///< scales per row: ceil(k / group), 1 for the whole row
   int64_t group_columns(int64_t k) const { return group == 0 ? k : group; }
   int64_t code_row_bytes(int64_t k) const { return ceil_div(k * bits(), 8); }
   /// Stored bits per weight of an [n, k] matrix, scales and zeros included.
@@ -340,7 +340,7 @@ struct Device {
   int32_t threads = 1;                ///< cores this process may run on
   int64_t l1_bytes = 32 << 10, l2_bytes = 1 << 20, l3_bytes = 16 << 20;
   // CUDA
-  int32_t sm = 0;            ///< compute capability * 10, e.g. 90
+  int32_t sm = 0;  ///< compute capability * 10, e.g. 90
   int32_t num_sms = 0;
   int64_t shared_bytes = 0;  ///< largest dynamic shared memory of a block
   double read_gb_per_s = 0;  ///< memory bandwidth, for cost and reports

@@ -10,7 +10,7 @@ namespace nibble {
 struct Epilogue {
   float alpha = 1;
   float beta = 0;
-  MatrixView c;         ///< [m, n] in y's dtype; may be y itself; needed when beta != 0
+  MatrixView c;                ///< [m, n] in y's dtype; may be y itself; needed when beta != 0
   const void* bias = nullptr;  ///< [n], `bias_dtype`
   DType bias_dtype = DType::kF32;
   MatrixView residual;  ///< [m, n] in y's dtype; no data: none
@@ -31,17 +31,17 @@ struct LinearOptions {
   Compute compute = Compute::kExact;
   bool batch_invariant = false;
   int64_t max_workspace_bytes = INT64_MAX;
-  int64_t band_rows = 512;      ///< more rows of x run in bands of this many, which bounds workspaces
-  ThreadPool* pool = nullptr;   ///< null: one pool of all cores, shared by all ops of the process
-  std::string kernel;           ///< only this matmul row; empty: any
+  int64_t band_rows = 512;  ///< more rows of x run in bands of this many, which bounds workspaces
+  ThreadPool* pool = nullptr;  ///< null: one pool of all cores, shared by all ops of the process
+  std::string kernel;          ///< only this matmul row; empty: any
 };
 
-/// Copies a packed weight to a GPU and waits until it is there. Errors: kUnsupported where this build
-/// has no CUDA or `device` is a CPU; kCuda with the driver's words.
+/// Copies a packed weight to a GPU and waits until it is there. Errors: kUnsupported where this
+/// build has no CUDA or `device` is a CPU; kCuda with the driver's words.
 Result<PackedWeight> upload(const PackedWeight& weight, const Device& device);
 
-/// Loads what the plan's kernels need on the device (modules, attributes), so that no later call does;
-/// Linear::create calls it. CPU plans need nothing.
+/// Loads what the plan's kernels need on the device (modules, attributes), so that no later call
+/// does; Linear::create calls it. CPU plans need nothing.
 Status prepare(const Plan& plan, const Device& device);
 
 /// y = x W^T for one packed weight. `run` is const and re-entrant when every caller brings its

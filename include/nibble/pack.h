@@ -25,8 +25,8 @@ Result<QuantizedTensor> unpack(const PackedWeight& packed, ThreadPool* pool = nu
 
 /// A PackedWeight over the bytes of one buffer made by `pack_into`; `buffer` must stay alive.
 Result<PackedWeight> view(const PackedWeightInfo& info, Buffer buffer);
-/// A row-major PackedWeight over the caller's separate arrays (codes [n, ceil(k*bits/8)], scales and
-/// zeros [n, groups]); nothing is copied. `tensor_scale`: one f32 for all rows, 1 for none.
+/// A row-major PackedWeight over the caller's separate arrays (codes [n, ceil(k*bits/8)], scales
+/// and zeros [n, groups]); nothing is copied. `tensor_scale`: one f32 for all rows, 1 for none.
 struct RowMajorArrays {
   const void* codes = nullptr;
   const void* scales = nullptr;

@@ -32,7 +32,7 @@ struct Step {
   int32_t kernel = -1;
   int64_t workspace_offset = 0;  ///< of what the step writes (kPrepareX) or reads (kMatmul)
   int64_t workspace_bytes = 0;
-  int64_t block_m = 0;             ///< rows of x per work item (CPU)
+  int64_t block_m = 0;               ///< rows of x per work item (CPU)
   int64_t items_m = 0, items_n = 0;  ///< work items; CUDA: blocks
 };
 
@@ -54,12 +54,12 @@ struct Plan {
   const Step& matmul() const { return steps[static_cast<size_t>(num_steps - 1)]; }
 };
 
-/// The cheapest sequence of rows. Errors: kUnsupported with the nearest row's reason when none fits;
-/// kInvalidArgument for an impossible shape or option. Allocates nothing when it succeeds.
+/// The cheapest sequence of rows. Errors: kUnsupported with the nearest row's reason when none
+/// fits; kInvalidArgument for an impossible shape or option. Allocates nothing when it succeeds.
 Result<Plan> plan(const Shape& shape, const PackedWeightInfo& weight, const Device& device,
                   const PlanOptions& options = {});
-/// The same with a reason for every row of the table. Where none fits the plan has no steps, so that
-/// the reasons can be read.
+/// The same with a reason for every row of the table. Where none fits the plan has no steps, so
+/// that the reasons can be read.
 Result<Plan> explain(const Shape& shape, const PackedWeightInfo& weight, const Device& device,
                      const PlanOptions& options = {});
 

@@ -125,9 +125,9 @@ struct KernelRow {
   bool gathers = false;        ///< applies k_perm itself (kRaw and kPrepareX)
   bool pre_scales = false;     ///< applies pre_scale itself (kRaw and kPrepareX)
   int32_t min_m = 1;
-  int32_t max_m = 0;  ///< 0: no limit
+  int32_t max_m = 0;                  ///< 0: no limit
   int32_t block_m = 8, block_n = 16;  ///< tile held in registers; a plan's block_m is a multiple
-  bool bits_depend_on_m = false;  ///< a row of y may differ in its last bits with m
+  bool bits_depend_on_m = false;      ///< a row of y may differ in its last bits with m
   Numerics numerics;
   /// Measured rates on the machine of bench/results (one thread, or the whole GPU), for the
   /// planner's cost: weight bytes per ns when streaming, multiply-adds per ns when computing.

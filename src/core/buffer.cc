@@ -42,7 +42,8 @@ Result<Buffer> Buffer::allocate(int64_t bytes) {
   buffer.data_ = static_cast<const uint8_t*>(data);
   buffer.bytes_ = bytes;
   buffer.writable_ = true;
-  buffer.owner_ = std::shared_ptr<const void>(data, [](const void* p) { std::free(const_cast<void*>(p)); });
+  buffer.owner_ =
+      std::shared_ptr<const void>(data, [](const void* p) { std::free(const_cast<void*>(p)); });
   return buffer;
 }
 

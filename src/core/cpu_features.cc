@@ -5,6 +5,7 @@
 #endif
 #if defined(__x86_64__)
 #include <cpuid.h>
+
 #include <cstring>
 #endif
 
@@ -30,10 +31,12 @@ std::string brand() {
 
 uint32_t instruction_sets() {
   uint32_t isas = bit(Isa::kScalar);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("bmi2")) {
     isas |= bit(Isa::kAvx2);
     unsigned a = 0, b = 0, c = 0, d = 0;
-    if (__get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & (1u << 4)) != 0) isas |= bit(Isa::kAvxVnni);
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & (1u << 4)) != 0)
+      isas |= bit(Isa::kAvxVnni);
   }
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -45,8 +48,8 @@ uint32_t instruction_sets() {
   return isas;
 }
 
-/// Sizes of the data caches that one core sees, by level 1-3. glibc's sysconf adds up the last-level
-/// caches of a whole AMD package, of which a core reaches one.
+/// Sizes of the data caches that one core sees, by level 1-3. glibc's sysconf adds up the
+/// last-level caches of a whole AMD package, of which a core reaches one.
 void detect_caches(Device& device) {
   constexpr unsigned kIntelLeaf = 4, kAmdLeaf = 0x8000001Du;
   constexpr unsigned kNone = 0, kInstructions = 2;
@@ -55,7 +58,8 @@ void detect_caches(Device& device) {
       unsigned a = 0, b = 0, c = 0, d = 0;
       if (__get_cpuid_count(leaf, i, &a, &b, &c, &d) == 0 || (a & 31) == kNone) break;
       if ((a & 31) == kInstructions) continue;
-      const int64_t ways = (b >> 22) + 1, partitions = ((b >> 12) & 1023) + 1, line = (b & 4095) + 1;
+      const int64_t ways = (b >> 22) + 1, partitions = ((b >> 12) & 1023) + 1,
+                    line = (b & 4095) + 1;
       const int64_t bytes = ways * partitions * line * (int64_t{c} + 1);
       const unsigned level = (a >> 5) & 7;
       if (level == 1) device.l1_bytes = bytes;

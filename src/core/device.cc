@@ -6,7 +6,8 @@ namespace {
 
 constexpr const char* kNames[] = {"cpu", "h200", "thor", "orin", "rtx4090", "avx2-laptop"};
 
-Device gpu(const char* name, int32_t sm, int32_t num_sms, int64_t shared_bytes, int64_t l2_bytes, double gb_per_s) {
+Device gpu(const char* name, int32_t sm, int32_t num_sms, int64_t shared_bytes, int64_t l2_bytes,
+           double gb_per_s) {
   Device device;
   device.backend = Backend::kCuda;
   device.name = name;
@@ -56,9 +57,11 @@ Isa Device::best_isa() const {
 }
 
 Result<Device> Device::with_isa(Isa isa) const {
-  if (backend != Backend::kCpu) return invalid_argument(name + " is not a CPU; it has no instruction set to limit");
+  if (backend != Backend::kCpu)
+    return invalid_argument(name + " is not a CPU; it has no instruction set to limit");
   if (!has(isa)) {
-    return unsupported(name + " has no " + isa_name(isa) + "; its best instruction set is " + isa_name(best_isa()));
+    return unsupported(name + " has no " + isa_name(isa) + "; its best instruction set is " +
+                       isa_name(best_isa()));
   }
   Device limited = *this;
   limited.isas &= (bit(isa) << 1) - 1;

@@ -36,7 +36,8 @@ TEST(DeviceTest, LimitingTheInstructionSetKeepsTheLowerOnes) {
       EXPECT_EQ(limited->has(static_cast<Isa>(j)), j <= i && cpu.has(static_cast<Isa>(j)));
     }
   }
-  EXPECT_EQ(Device::named("avx2-laptop")->with_isa(Isa::kAvx512Vnni).status().code(), Code::kUnsupported);
+  EXPECT_EQ(Device::named("avx2-laptop")->with_isa(Isa::kAvx512Vnni).status().code(),
+            Code::kUnsupported);
   EXPECT_FALSE(Device::named("h200")->with_isa(Isa::kScalar).ok());
 }
 

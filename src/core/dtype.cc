@@ -31,7 +31,8 @@ uint32_t round_magnitude(float magnitude, int mantissa_bits, int min_exponent) {
   const int unit_exponent = std::max(exponent - 1, min_exponent) - mantissa_bits;
   // Scaling by a power of two is exact in double; nearbyint rounds ties to even.
   const double units = std::nearbyint(std::ldexp(static_cast<double>(magnitude), -unit_exponent));
-  const int biased = unit_exponent + mantissa_bits - min_exponent;  // 0 for subnormals and the first binade
+  const int biased =
+      unit_exponent + mantissa_bits - min_exponent;  // 0 for subnormals and the first binade
   return (static_cast<uint32_t>(biased) << mantissa_bits) + static_cast<uint32_t>(units);
 }
 
@@ -44,17 +45,21 @@ int64_t dtype_bytes(DType dtype) {
     case DType::kE5M2:
     case DType::kU8:
     case DType::kI8:
-    case DType::kBool: return 1;
+    case DType::kBool:
+      return 1;
     case DType::kF16:
     case DType::kBF16:
     case DType::kU16:
-    case DType::kI16: return 2;
+    case DType::kI16:
+      return 2;
     case DType::kF32:
     case DType::kU32:
-    case DType::kI32: return 4;
+    case DType::kI32:
+      return 4;
     case DType::kF64:
     case DType::kU64:
-    case DType::kI64: return 8;
+    case DType::kI64:
+      return 8;
   }
   return 0;
 }
@@ -81,7 +86,8 @@ float f16_to_f32(uint16_t bits) {
 
 uint16_t f32_to_f16(float value) {
   const auto sign = static_cast<uint16_t>((f32_bits(value) >> 16) & 0x8000);
-  if (std::isnan(value)) return static_cast<uint16_t>(sign | 0x7E00 | ((f32_bits(value) >> 13) & 0x3FF));
+  if (std::isnan(value))
+    return static_cast<uint16_t>(sign | 0x7E00 | ((f32_bits(value) >> 13) & 0x3FF));
   const float magnitude = std::fabs(value);
   if (magnitude >= 65520.0f) return static_cast<uint16_t>(sign | 0x7C00);
   return static_cast<uint16_t>(sign | round_magnitude(magnitude, 10, -14));
@@ -129,13 +135,20 @@ float load_as_f32(const void* data, DType dtype, int64_t index) {
     return value;
   };
   switch (dtype) {
-    case DType::kF32: return as(float{});
-    case DType::kF16: return f16_to_f32(as(uint16_t{}));
-    case DType::kBF16: return bf16_to_f32(as(uint16_t{}));
-    case DType::kE4M3: return e4m3_to_f32(*bytes);
-    case DType::kE8M0: return e8m0_to_f32(*bytes);
-    case DType::kF64: return static_cast<float>(as(double{}));
-    case DType::kU8: return static_cast<float>(*bytes);
+    case DType::kF32:
+      return as(float{});
+    case DType::kF16:
+      return f16_to_f32(as(uint16_t{}));
+    case DType::kBF16:
+      return bf16_to_f32(as(uint16_t{}));
+    case DType::kE4M3:
+      return e4m3_to_f32(*bytes);
+    case DType::kE8M0:
+      return e8m0_to_f32(*bytes);
+    case DType::kF64:
+      return static_cast<float>(as(double{}));
+    case DType::kU8:
+      return static_cast<float>(*bytes);
     case DType::kE5M2:
     case DType::kI8:
     case DType::kU16:
@@ -144,7 +157,8 @@ float load_as_f32(const void* data, DType dtype, int64_t index) {
     case DType::kI32:
     case DType::kU64:
     case DType::kI64:
-    case DType::kBool: break;
+    case DType::kBool:
+      break;
   }
   return bits_f32(0x7FC00000u);  // no caller passes these; NaN cannot go unnoticed
 }
@@ -153,10 +167,18 @@ void store_from_f32(void* data, DType dtype, int64_t index, float value) {
   auto* bytes = static_cast<uint8_t*>(data) + index * dtype_bytes(dtype);
   const auto put = [bytes](auto v) { std::memcpy(bytes, &v, sizeof(v)); };
   switch (dtype) {
-    case DType::kF32: put(value); return;
-    case DType::kF16: put(f32_to_f16(value)); return;
-    case DType::kBF16: put(f32_to_bf16(value)); return;
-    case DType::kE4M3: put(f32_to_e4m3(value)); return;
+    case DType::kF32:
+      put(value);
+      return;
+    case DType::kF16:
+      put(f32_to_f16(value));
+      return;
+    case DType::kBF16:
+      put(f32_to_bf16(value));
+      return;
+    case DType::kE4M3:
+      put(f32_to_e4m3(value));
+      return;
     case DType::kE8M0:
     case DType::kF64:
     case DType::kU8:
@@ -168,7 +190,8 @@ void store_from_f32(void* data, DType dtype, int64_t index, float value) {
     case DType::kI32:
     case DType::kU64:
     case DType::kI64:
-    case DType::kBool: break;
+    case DType::kBool:
+      break;
   }
   std::memset(bytes, 0xFF, static_cast<size_t>(dtype_bytes(dtype)));
 }

@@ -17,7 +17,8 @@ double definition(uint32_t bits, int exponent_bits, int mantissa_bits, int bias)
   const int exponent = static_cast<int>((bits >> mantissa_bits) & ((1u << exponent_bits) - 1));
   const double sign = ((bits >> (mantissa_bits + exponent_bits)) & 1) != 0 ? -1 : 1;
   const double fraction = std::ldexp(mantissa, -mantissa_bits);
-  return exponent == 0 ? sign * std::ldexp(fraction, 1 - bias) : sign * std::ldexp(1 + fraction, exponent - bias);
+  return exponent == 0 ? sign * std::ldexp(fraction, 1 - bias)
+                       : sign * std::ldexp(1 + fraction, exponent - bias);
 }
 
 TEST(DTypeTest, EveryF16PatternDecodesByDefinitionAndBack) {
@@ -61,7 +62,8 @@ TEST(DTypeTest, EveryE4m3PatternDecodesByDefinitionAndBack) {
 
 TEST(DTypeTest, E8m0IsAPowerOfTwoAndItsZeroCodeIsNotZero) {
   for (int bits = 0; bits < 255; ++bits) {
-    EXPECT_EQ(static_cast<double>(e8m0_to_f32(static_cast<uint8_t>(bits))), std::ldexp(1.0, bits - 127));
+    EXPECT_EQ(static_cast<double>(e8m0_to_f32(static_cast<uint8_t>(bits))),
+              std::ldexp(1.0, bits - 127));
   }
   EXPECT_GT(e8m0_to_f32(0), 0.0f);
   EXPECT_TRUE(std::isnan(e8m0_to_f32(255)));
@@ -90,19 +92,24 @@ TEST(DTypeTest, RoundingIsToTheNearestWithTiesToEven) {
     }
     const double to_low = magnitude - static_cast<double>(decode(low));
     const double to_high = static_cast<double>(decode(high)) - magnitude;
-    const uint32_t expected = to_low < to_high ? low : to_high < to_low ? high : (low % 2 == 0 ? low : high);
+    const uint32_t expected = to_low < to_high   ? low
+                              : to_high < to_low ? high
+                                                 : (low % 2 == 0 ? low : high);
     EXPECT_EQ(encode(std::fabs(value)), expected) << value;
   };
   for (int i = 0; i < 200000; ++i) {
     const float value = std::bit_cast<float>(static_cast<uint32_t>(random()));
     if (!std::isfinite(value)) continue;
-    check(value, [](float v) { return uint32_t{f32_to_bf16(v)}; },
-          [](uint32_t b) { return bf16_to_f32(static_cast<uint16_t>(b)); }, 0x7F7F);
+    check(
+        value, [](float v) { return uint32_t{f32_to_bf16(v)}; },
+        [](uint32_t b) { return bf16_to_f32(static_cast<uint16_t>(b)); }, 0x7F7F);
     const float small = std::ldexp(std::fmod(value, 1.0f), static_cast<int>(random() % 40) - 26);
-    check(small, [](float v) { return uint32_t{f32_to_f16(v)}; },
-          [](uint32_t b) { return f16_to_f32(static_cast<uint16_t>(b)); }, 0x7BFF);
-    check(small, [](float v) { return uint32_t{f32_to_e4m3(v)}; },
-          [](uint32_t b) { return e4m3_to_f32(static_cast<uint8_t>(b)); }, 0x7E);
+    check(
+        small, [](float v) { return uint32_t{f32_to_f16(v)}; },
+        [](uint32_t b) { return f16_to_f32(static_cast<uint16_t>(b)); }, 0x7BFF);
+    check(
+        small, [](float v) { return uint32_t{f32_to_e4m3(v)}; },
+        [](uint32_t b) { return e4m3_to_f32(static_cast<uint8_t>(b)); }, 0x7E);
   }
 }
 

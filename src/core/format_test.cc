@@ -19,7 +19,8 @@ TEST(FormatTest, EveryCombinationOfTheGrammarRoundTrips) {
     for (const char* group : {"g16", "g32", "g64", "g128", "channel"}) {
       for (const char* scale : {"f32", "f16", "bf16", "e4m3", "e8m0"}) {
         for (const char* zero : {"", ":zint", ":zfloat", ":zadd"}) {
-          const auto format = Format::parse(std::string(element) + "-" + group + ":" + scale + zero);
+          const auto format =
+              Format::parse(std::string(element) + "-" + group + ":" + scale + zero);
           if (!format.ok()) continue;
           ++legal;
           const auto again = Format::parse(format->name());

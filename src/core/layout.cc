@@ -18,20 +18,26 @@ Result<Layout> Layout::parse(std::string_view name) {
                           "'; known: row_major, cpu_panel16, cpu_panel16-paired");
 }
 
-std::string Layout::name() const { return std::string(layout_name(id)) + (paired ? "-paired" : ""); }
+std::string Layout::name() const {
+  return std::string(layout_name(id)) + (paired ? "-paired" : "");
+}
 
 int64_t Layout::tile_n() const {
   switch (id) {
-    case LayoutId::kRowMajor: return 1;
-    case LayoutId::kCpuPanel16: return kPanelRows;
+    case LayoutId::kRowMajor:
+      return 1;
+    case LayoutId::kCpuPanel16:
+      return kPanelRows;
   }
   return 1;
 }
 
 int64_t Layout::tile_k() const {
   switch (id) {
-    case LayoutId::kRowMajor: return 1;
-    case LayoutId::kCpuPanel16: return kBlockColumns;
+    case LayoutId::kRowMajor:
+      return 1;
+    case LayoutId::kCpuPanel16:
+      return kBlockColumns;
   }
   return 1;
 }
@@ -51,10 +57,12 @@ int64_t Layout::packed_row(int64_t row, int64_t n) const {
 int64_t Layout::offset_bits(int64_t row, int64_t column, const PackedWeightInfo& info) const {
   const int bits = info.format.bits();
   switch (id) {
-    case LayoutId::kRowMajor: return row * info.format.code_row_bytes(info.k) * 8 + column * bits;
+    case LayoutId::kRowMajor:
+      return row * info.format.code_row_bytes(info.k) * 8 + column * bits;
     case LayoutId::kCpuPanel16: {
       const int64_t packed = packed_row(row, info.n);
-      const int64_t block = packed / kPanelRows * (info.k_padded / kBlockColumns) + column / kBlockColumns;
+      const int64_t block =
+          packed / kPanelRows * (info.k_padded / kBlockColumns) + column / kBlockColumns;
       const int64_t lane = 4 * (packed % kPanelRows), c = column % kBlockColumns;
       if (bits == 8) return 8 * (block * 512 + 64 * (c / 4) + lane + c % 4);
       return 8 * (block * 256 + 64 * (c % 16 / 4) + lane + c % 4) + (c >= 16 ? 4 : 0);
@@ -65,7 +73,8 @@ int64_t Layout::offset_bits(int64_t row, int64_t column, const PackedWeightInfo&
 
 int64_t Layout::scale_index(int64_t row, int64_t group, const PackedWeightInfo& info) const {
   switch (id) {
-    case LayoutId::kRowMajor: return row * info.num_groups + group;
+    case LayoutId::kRowMajor:
+      return row * info.num_groups + group;
     case LayoutId::kCpuPanel16: {
       const int64_t packed = packed_row(row, info.n);
       return (packed / kPanelRows * info.num_groups + group) * kPanelRows + packed % kPanelRows;
@@ -77,18 +86,21 @@ int64_t Layout::scale_index(int64_t row, int64_t group, const PackedWeightInfo& 
 Status lay_out(PackedWeightInfo& info, bool has_k_perm, bool has_pre_scale) {
   const Layout& layout = info.layout;
   if (layout.paired && info.n % 2 != 0) {
-    return invalid_argument("a paired layout needs gate and up rows; n = " + std::to_string(info.n) + " is odd");
+    return invalid_argument(
+        "a paired layout needs gate and up rows; n = " + std::to_string(info.n) + " is odd");
   }
-  if (layout.paired && layout.id == LayoutId::kRowMajor) return unsupported("row_major has no paired form");
+  if (layout.paired && layout.id == LayoutId::kRowMajor)
+    return unsupported("row_major has no paired form");
   const int64_t half = layout.tile_n() / 2;
-  info.n_padded = layout.paired ? 2 * round_up(info.n / 2, half) : round_up(info.n, layout.tile_n());
+  info.n_padded =
+      layout.paired ? 2 * round_up(info.n / 2, half) : round_up(info.n, layout.tile_n());
   info.k_padded = round_up(info.k, layout.tile_k());
   info.num_groups = info.format.groups(info.k_padded);
   const auto values = checked_product(info.n_padded, info.num_groups);
   const auto codes = checked_product(info.n_padded, info.k_padded);
   if (!values || !codes || *codes > INT64_MAX / 64 || *values > INT64_MAX / 64) {
-    return invalid_argument("a packed weight of [" + std::to_string(info.n) + ", " + std::to_string(info.k) +
-                            "] overflows 63 bits");
+    return invalid_argument("a packed weight of [" + std::to_string(info.n) + ", " +
+                            std::to_string(info.k) + "] overflows 63 bits");
   }
   info.bytes = 0;
   const auto place = [&info](SectionId id, int64_t bytes) {
@@ -108,7 +120,8 @@ Status lay_out(PackedWeightInfo& info, bool has_k_perm, bool has_pre_scale) {
 
 uint8_t layout_code_xor(LayoutId layout, Element element) {
   switch (layout) {
-    case LayoutId::kRowMajor: return 0;
+    case LayoutId::kRowMajor:
+      return 0;
     case LayoutId::kCpuPanel16:
       if (element == Element::kInt4) return 0x8;
       return element == Element::kInt8 ? 0x80 : 0;

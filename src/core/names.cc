@@ -6,10 +6,8 @@ namespace nibble {
 namespace {
 
 constexpr NamedValue<Isa> kIsaNames[] = {
-    {"scalar", Isa::kScalar},
-    {"avx2", Isa::kAvx2},
-    {"avx_vnni", Isa::kAvxVnni},
-    {"avx512_vnni", Isa::kAvx512Vnni},
+    {"scalar", Isa::kScalar},          {"avx2", Isa::kAvx2},
+    {"avx_vnni", Isa::kAvxVnni},       {"avx512_vnni", Isa::kAvx512Vnni},
     {"avx512_bf16", Isa::kAvx512Bf16},
 };
 constexpr NamedValue<LayoutId> kLayoutNames[] = {
@@ -22,8 +20,8 @@ constexpr NamedValue<Compute> kComputeNames[] = {
     {"fp8", Compute::kFp8},
 };
 constexpr NamedValue<Activation> kActivationNames[] = {
-    {"none", Activation::kNone},         {"relu", Activation::kRelu},
-    {"silu", Activation::kSilu},         {"gelu_tanh", Activation::kGeluTanh},
+    {"none", Activation::kNone},        {"relu", Activation::kRelu},
+    {"silu", Activation::kSilu},        {"gelu_tanh", Activation::kGeluTanh},
     {"gelu_erf", Activation::kGeluErf},
 };
 constexpr NamedValue<Element> kElementNames[] = {
@@ -40,24 +38,32 @@ constexpr NamedValue<XForm> kXFormNames[] = {
 }  // namespace
 
 const char* isa_name(Isa isa) { return name_of(kIsaNames, isa); }
-Result<Isa> parse_isa(std::string_view name) { return value_of(kIsaNames, name, "instruction set"); }
+Result<Isa> parse_isa(std::string_view name) {
+  return value_of(kIsaNames, name, "instruction set");
+}
 const char* layout_name(LayoutId id) { return name_of(kLayoutNames, id); }
 const char* compute_name(Compute compute) { return name_of(kComputeNames, compute); }
-Result<Compute> parse_compute(std::string_view name) { return value_of(kComputeNames, name, "compute"); }
+Result<Compute> parse_compute(std::string_view name) {
+  return value_of(kComputeNames, name, "compute");
+}
 const char* activation_name(Activation a) { return name_of(kActivationNames, a); }
 const char* element_name(Element element) { return name_of(kElementNames, element); }
 const char* x_form_name(XForm form) { return name_of(kXFormNames, form); }
 
 double activate(Activation activation, double v) {
   switch (activation) {
-    case Activation::kNone: return v;
-    case Activation::kRelu: return v < 0 ? 0 : v;  // keeps NaN
-    case Activation::kSilu: return v / (1 + std::exp(-v));
+    case Activation::kNone:
+      return v;
+    case Activation::kRelu:
+      return v < 0 ? 0 : v;  // keeps NaN
+    case Activation::kSilu:
+      return v / (1 + std::exp(-v));
     case Activation::kGeluTanh: {
       constexpr double kSqrt2OverPi = 0.79788456080286535588;
       return 0.5 * v * (1 + std::tanh(kSqrt2OverPi * (v + 0.044715 * v * v * v)));
     }
-    case Activation::kGeluErf: return 0.5 * v * (1 + std::erf(v * 0.70710678118654752440));
+    case Activation::kGeluErf:
+      return 0.5 * v * (1 + std::erf(v * 0.70710678118654752440));
   }
   return v;
 }

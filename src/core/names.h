@@ -29,7 +29,8 @@ Result<E> value_of(const NamedValue<E> (&table)[kCount], std::string_view name, 
     known += known.empty() ? "" : ", ";
     known += row.name;
   }
-  return invalid_argument("unknown " + std::string(what) + " '" + std::string(name) + "'; known: " + known);
+  return invalid_argument("unknown " + std::string(what) + " '" + std::string(name) +
+                          "'; known: " + known);
 }
 
 }  // namespace nibble

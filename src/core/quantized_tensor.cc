@@ -11,24 +11,27 @@ std::string sizes(const QuantizedTensor& q) {
   return q.format.name() + " [" + std::to_string(q.n) + ", " + std::to_string(q.k) + "]";
 }
 
-Status check_bytes(const QuantizedTensor& q, const char* part, int64_t have, std::optional<int64_t> want) {
-  if (!want.has_value()) return invalid_argument(sizes(q) + ": the size of its " + part + " overflows");
+Status check_bytes(const QuantizedTensor& q, const char* part, int64_t have,
+                   std::optional<int64_t> want) {
+  if (!want.has_value())
+    return invalid_argument(sizes(q) + ": the size of its " + part + " overflows");
   if (have == *want) return {};
-  return invalid_argument(sizes(q) + ": " + part + " holds " + std::to_string(have) + " bytes, the rule says " +
-                          std::to_string(*want));
+  return invalid_argument(sizes(q) + ": " + part + " holds " + std::to_string(have) +
+                          " bytes, the rule says " + std::to_string(*want));
 }
 
 Status check_permutation(const QuantizedTensor& q) {
   if (q.k_perm.empty()) return {};
   if (static_cast<int64_t>(q.k_perm.size()) != q.k) {
-    return invalid_argument(sizes(q) + ": k_perm has " + std::to_string(q.k_perm.size()) + " entries, not k");
+    return invalid_argument(sizes(q) + ": k_perm has " + std::to_string(q.k_perm.size()) +
+                            " entries, not k");
   }
   std::vector<bool> seen(static_cast<size_t>(q.k));
   for (size_t j = 0; j < q.k_perm.size(); ++j) {
     const int32_t column = q.k_perm[j];
     if (column < 0 || column >= q.k || seen[static_cast<size_t>(column)]) {
-      return invalid_argument(sizes(q) + ": k_perm[" + std::to_string(j) + "] = " + std::to_string(column) +
-                              " is out of range or stands twice");
+      return invalid_argument(sizes(q) + ": k_perm[" + std::to_string(j) +
+                              "] = " + std::to_string(column) + " is out of range or stands twice");
     }
     seen[static_cast<size_t>(column)] = true;
   }
@@ -57,22 +60,28 @@ int64_t first_with_bits(const uint8_t* data, int64_t count, Word mask) {
   return -1;
 }
 
-Status check_finite(const QuantizedTensor& q, const char* part, const Buffer& values, int64_t count) {
+Status check_finite(const QuantizedTensor& q, const char* part, const Buffer& values,
+                    int64_t count) {
   int64_t bad = -1;
   switch (dtype_bytes(q.format.scale)) {
-    case 4: bad = first_with_bits<uint32_t>(values.data(), count, 0x7F800000u); break;
+    case 4:
+      bad = first_with_bits<uint32_t>(values.data(), count, 0x7F800000u);
+      break;
     case 2:
-      bad = first_with_bits<uint16_t>(values.data(), count, q.format.scale == DType::kF16 ? 0x7C00 : 0x7F80);
+      bad = first_with_bits<uint16_t>(values.data(), count,
+                                      q.format.scale == DType::kF16 ? 0x7C00 : 0x7F80);
       break;
     case 1:
-      bad = first_with_bits<uint8_t>(values.data(), count, q.format.scale == DType::kE4M3 ? 0x7F : 0xFF);
+      bad = first_with_bits<uint8_t>(values.data(), count,
+                                     q.format.scale == DType::kE4M3 ? 0x7F : 0xFF);
       break;
-    default: break;
+    default:
+      break;
   }
   if (bad < 0) return {};
   const int64_t groups = q.format.groups(q.k);
-  return invalid_argument(sizes(q) + ": the " + part + " of row " + std::to_string(bad / groups) + ", group " +
-                          std::to_string(bad % groups) + " is not finite");
+  return invalid_argument(sizes(q) + ": the " + part + " of row " + std::to_string(bad / groups) +
+                          ", group " + std::to_string(bad % groups) + " is not finite");
 }
 
 /// RN32(scale op tensor_scale) of the segment that holds `row`.
@@ -88,10 +97,12 @@ float scaled(const QuantizedTensor& q, int64_t row, float scale) {
 /// One row's decode with everything that does not depend on the column taken out of the loop.
 float decode_value(const QuantizedTensor& q, float element, float scale, int64_t group_index) {
   switch (q.format.zero) {
-    case ZeroKind::kNone: return element * scale;
+    case ZeroKind::kNone:
+      return element * scale;
     case ZeroKind::kInteger:
     case ZeroKind::kFloatCode: {
-      const float difference = element - load_as_f32(q.zeros.data(), q.format.zero_dtype(), group_index);
+      const float difference =
+          element - load_as_f32(q.zeros.data(), q.format.zero_dtype(), group_index);
       return difference * scale;
     }
     case ZeroKind::kAdditive: {
@@ -110,23 +121,29 @@ Status QuantizedTensor::validate() const {
   if (k > INT64_MAX / 16) return invalid_argument(sizes(*this) + ": k is too large");
   const int64_t groups = format.groups(k);
   const auto values = checked_product(n, groups);
-  const auto of_values = [&](int64_t each) { return values ? checked_product(*values, each) : std::nullopt; };
-  NIBBLE_RETURN_IF_ERROR(check_bytes(*this, "codes", codes.bytes(), checked_product(n, format.code_row_bytes(k))));
-  NIBBLE_RETURN_IF_ERROR(check_bytes(*this, "scales", scales.bytes(), of_values(dtype_bytes(format.scale))));
+  const auto of_values = [&](int64_t each) {
+    return values ? checked_product(*values, each) : std::nullopt;
+  };
+  NIBBLE_RETURN_IF_ERROR(
+      check_bytes(*this, "codes", codes.bytes(), checked_product(n, format.code_row_bytes(k))));
+  NIBBLE_RETURN_IF_ERROR(
+      check_bytes(*this, "scales", scales.bytes(), of_values(dtype_bytes(format.scale))));
   const int64_t zero_bytes = format.zero == ZeroKind::kNone ? 0 : dtype_bytes(format.zero_dtype());
   NIBBLE_RETURN_IF_ERROR(check_bytes(*this, "zeros", zeros.bytes(), of_values(zero_bytes)));
   NIBBLE_RETURN_IF_ERROR(check_permutation(*this));
   if (!pre_scale.empty() && static_cast<int64_t>(pre_scale.size()) != k) {
-    return invalid_argument(sizes(*this) + ": pre_scale has " + std::to_string(pre_scale.size()) + " entries, not k");
+    return invalid_argument(sizes(*this) + ": pre_scale has " + std::to_string(pre_scale.size()) +
+                            " entries, not k");
   }
   for (size_t j = 0; j < pre_scale.size(); ++j) {
     if (!std::isfinite(pre_scale[j])) {
-      return invalid_argument(sizes(*this) + ": pre_scale[" + std::to_string(j) + "] is not finite");
+      return invalid_argument(sizes(*this) + ": pre_scale[" + std::to_string(j) +
+                              "] is not finite");
     }
   }
   if (tensor_scales.size() > kMaxTensorScales) {
-    return unsupported(sizes(*this) + ": " + std::to_string(tensor_scales.size()) + " tensor scales, at most " +
-                       std::to_string(kMaxTensorScales));
+    return unsupported(sizes(*this) + ": " + std::to_string(tensor_scales.size()) +
+                       " tensor scales, at most " + std::to_string(kMaxTensorScales));
   }
   if (!tensor_scales.empty() && format.zero == ZeroKind::kAdditive) {
     return unsupported(sizes(*this) + ": an additive zero cannot meet a tensor scale");
@@ -135,20 +152,24 @@ Status QuantizedTensor::validate() const {
     const bool rising = i == 0 ? tensor_scales[i].row_begin == 0
                                : tensor_scales[i].row_begin > tensor_scales[i - 1].row_begin;
     if (!rising || tensor_scales[i].row_begin >= n) {
-      return invalid_argument(sizes(*this) + ": tensor scale " + std::to_string(i) + " begins at row " +
-                              std::to_string(tensor_scales[i].row_begin) + ", not in rising order from 0");
+      return invalid_argument(sizes(*this) + ": tensor scale " + std::to_string(i) +
+                              " begins at row " + std::to_string(tensor_scales[i].row_begin) +
+                              ", not in rising order from 0");
     }
     if (!std::isfinite(tensor_scales[i].value)) {
-      return invalid_argument(sizes(*this) + ": tensor scale " + std::to_string(i) + " is not finite");
+      return invalid_argument(sizes(*this) + ": tensor scale " + std::to_string(i) +
+                              " is not finite");
     }
   }
-  const bool float_zeros = format.zero == ZeroKind::kFloatCode || format.zero == ZeroKind::kAdditive;
+  const bool float_zeros =
+      format.zero == ZeroKind::kFloatCode || format.zero == ZeroKind::kAdditive;
   NIBBLE_RETURN_IF_ERROR(check_finite(*this, "scale", scales, *values));
   if (float_zeros) NIBBLE_RETURN_IF_ERROR(check_finite(*this, "zero", zeros, *values));
   if (format.bits() == 4 && k % 2 != 0) {
     for (int64_t row = 0; row < n; ++row) {
       if (codes.data()[(row + 1) * format.code_row_bytes(k) - 1] >> 4 != 0) {
-        return invalid_argument(sizes(*this) + ": row " + std::to_string(row) + " has bits past its last column");
+        return invalid_argument(sizes(*this) + ": row " + std::to_string(row) +
+                                " has bits past its last column");
       }
     }
   }
@@ -164,7 +185,9 @@ uint8_t QuantizedTensor::code(int64_t row, int64_t stored_column) const {
 float QuantizedTensor::decode(int64_t row, int64_t stored_column) const {
   const int64_t index = row * format.groups(k) + stored_column / format.group_columns(k);
   const float scale = scaled(*this, row, load_as_f32(scales.data(), format.scale, index));
-  return decode_value(*this, decode_element(format.element, code(row, stored_column), codebook.data()), scale, index);
+  return decode_value(*this,
+                      decode_element(format.element, code(row, stored_column), codebook.data()),
+                      scale, index);
 }
 
 void QuantizedTensor::dequantize(int64_t row_begin, int64_t row_end, float* out) const {
@@ -176,7 +199,8 @@ void QuantizedTensor::dequantize(int64_t row_begin, int64_t row_end, float* out)
       const float scale = scaled(*this, row, load_as_f32(scales.data(), format.scale, index));
       for (int64_t j = g * columns; j < std::min(k, (g + 1) * columns); ++j) {
         const float value = decode_element(format.element, code(row, j), codebook.data());
-        line[k_perm.empty() ? j : k_perm[static_cast<size_t>(j)]] = decode_value(*this, value, scale, index);
+        line[k_perm.empty() ? j : k_perm[static_cast<size_t>(j)]] =
+            decode_value(*this, value, scale, index);
       }
     }
   }
@@ -188,17 +212,18 @@ bool identical(const QuantizedTensor& a, const QuantizedTensor& b) {
            (x.empty() || std::memcmp(x.data(), y.data(), static_cast<size_t>(x.bytes())) == 0);
   };
   const auto same_bits = [](const auto& x, const auto& y) {
-    return x.size() == y.size() && (x.empty() || std::memcmp(x.data(), y.data(), x.size() * sizeof(x[0])) == 0);
+    return x.size() == y.size() &&
+           (x.empty() || std::memcmp(x.data(), y.data(), x.size() * sizeof(x[0])) == 0);
   };
   const auto same_segment = [](const TensorScale& x, const TensorScale& y) {
     return x.row_begin == y.row_begin && std::memcmp(&x.value, &y.value, sizeof(float)) == 0;
   };
-  return a.format == b.format && a.n == b.n && a.k == b.k && same(a.codes, b.codes) && same(a.scales, b.scales) &&
-         same(a.zeros, b.zeros) &&
-         std::equal(a.tensor_scales.begin(), a.tensor_scales.end(), b.tensor_scales.begin(), b.tensor_scales.end(),
-                    same_segment) &&
-         (a.tensor_scales.empty() || a.tensor_scale_op == b.tensor_scale_op) && a.k_perm == b.k_perm &&
-         same_bits(a.pre_scale, b.pre_scale) &&
+  return a.format == b.format && a.n == b.n && a.k == b.k && same(a.codes, b.codes) &&
+         same(a.scales, b.scales) && same(a.zeros, b.zeros) &&
+         std::equal(a.tensor_scales.begin(), a.tensor_scales.end(), b.tensor_scales.begin(),
+                    b.tensor_scales.end(), same_segment) &&
+         (a.tensor_scales.empty() || a.tensor_scale_op == b.tensor_scale_op) &&
+         a.k_perm == b.k_perm && same_bits(a.pre_scale, b.pre_scale) &&
          (a.format.element != Element::kNF4 || same_bits(a.codebook, b.codebook));
 }
 
@@ -208,7 +233,8 @@ Result<QuantizedTensor> make_quantized_tensor(const Format& format, int64_t n, i
   q.format = format;
   q.n = n;
   q.k = k;
-  if (n < 1 || k < 1 || k > INT64_MAX / 16) return invalid_argument(sizes(q) + ": n and k must be at least 1");
+  if (n < 1 || k < 1 || k > INT64_MAX / 16)
+    return invalid_argument(sizes(q) + ": n and k must be at least 1");
   const auto zeroed = [](std::optional<int64_t> bytes) -> Result<Buffer> {
     if (!bytes) return invalid_argument("the size of a quantized tensor overflows 63 bits");
     NIBBLE_ASSIGN_OR_RETURN(Buffer buffer, Buffer::allocate(*bytes));
@@ -220,7 +246,8 @@ Result<QuantizedTensor> make_quantized_tensor(const Format& format, int64_t n, i
   NIBBLE_ASSIGN_OR_RETURN(q.codes, zeroed(checked_product(n, format.code_row_bytes(k))));
   NIBBLE_ASSIGN_OR_RETURN(q.scales, zeroed(checked_product(*values, dtype_bytes(format.scale))));
   if (format.zero != ZeroKind::kNone) {
-    NIBBLE_ASSIGN_OR_RETURN(q.zeros, zeroed(checked_product(*values, dtype_bytes(format.zero_dtype()))));
+    NIBBLE_ASSIGN_OR_RETURN(q.zeros,
+                            zeroed(checked_product(*values, dtype_bytes(format.zero_dtype()))));
   }
   if (format.element == Element::kNF4) q.codebook = kNf4Codebook;
   return q;

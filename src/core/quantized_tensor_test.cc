@@ -46,17 +46,24 @@ TEST(QuantizedTensorTest, ZeroKindsDecodeInTheirOwnOrder) {
     float out[2];
     q.dequantize(0, 1, out);
     switch (q.format.zero) {
-      case ZeroKind::kInteger: EXPECT_EQ(out[0], (5 - 7) * 0.5f); break;
-      case ZeroKind::kFloatCode: EXPECT_EQ(out[0], (5 - 7.25f) * 0.5f); break;
-      case ZeroKind::kAdditive: EXPECT_EQ(out[0], 5 * 0.5f + 7.25f); break;
-      case ZeroKind::kNone: FAIL();
+      case ZeroKind::kInteger:
+        EXPECT_EQ(out[0], (5 - 7) * 0.5f);
+        break;
+      case ZeroKind::kFloatCode:
+        EXPECT_EQ(out[0], (5 - 7.25f) * 0.5f);
+        break;
+      case ZeroKind::kAdditive:
+        EXPECT_EQ(out[0], 5 * 0.5f + 7.25f);
+        break;
+      case ZeroKind::kNone:
+        FAIL();
     }
   }
 }
 
 TEST(QuantizedTensorTest, DividingByATensorScaleIsNotMultiplyingByItsInverse) {
   QuantizedTensor q = small("nvfp4", 2, 16);
-  q.codes.mutable_data()[0] = 0x02;   // 1.0
+  q.codes.mutable_data()[0] = 0x02;  // 1.0
   q.codes.mutable_data()[8] = 0x02;
   store_from_f32(q.scales.mutable_data(), DType::kE4M3, 0, 1.125f);
   store_from_f32(q.scales.mutable_data(), DType::kE4M3, 1, 1.125f);
@@ -107,7 +114,8 @@ TEST(QuantizedTensorTest, ShortLastGroupHasItsOwnScale) {
 TEST(QuantizedTensorTest, ValidateNamesTheValueAndTheRule) {
   const auto message = [](QuantizedTensor q) {
     const Status status = q.validate();
-    EXPECT_EQ(status.code(), status.code() == Code::kUnsupported ? Code::kUnsupported : Code::kInvalidArgument);
+    EXPECT_EQ(status.code(),
+              status.code() == Code::kUnsupported ? Code::kUnsupported : Code::kInvalidArgument);
     return status.message();
   };
   QuantizedTensor q = small("uint4-g32", 2, 64);

@@ -4,14 +4,22 @@ namespace nibble {
 
 const char* code_name(Code code) {
   switch (code) {
-    case Code::kOk: return "ok";
-    case Code::kInvalidArgument: return "invalid argument";
-    case Code::kUnsupported: return "unsupported";
-    case Code::kCorruptFile: return "corrupt file";
-    case Code::kIo: return "i/o error";
-    case Code::kOutOfMemory: return "out of memory";
-    case Code::kCuda: return "cuda error";
-    case Code::kInternal: return "internal error";
+    case Code::kOk:
+      return "ok";
+    case Code::kInvalidArgument:
+      return "invalid argument";
+    case Code::kUnsupported:
+      return "unsupported";
+    case Code::kCorruptFile:
+      return "corrupt file";
+    case Code::kIo:
+      return "i/o error";
+    case Code::kOutOfMemory:
+      return "out of memory";
+    case Code::kCuda:
+      return "cuda error";
+    case Code::kInternal:
+      return "internal error";
   }
   return "?";
 }

@@ -54,7 +54,8 @@ class Crew {
     busy_.store(static_cast<int>(threads_.size()), std::memory_order_relaxed);
     announce();
     drain();
-    for (int left = busy_.load(std::memory_order_acquire); left != 0; left = await_change(busy_, left)) {
+    for (int left = busy_.load(std::memory_order_acquire); left != 0;
+         left = await_change(busy_, left)) {
     }
   }
 

@@ -5,14 +5,14 @@
 #include "nibble/types.h"
 
 #if defined(NIBBLE_CHECKED)
-#define NIBBLE_ASSUME(condition)            \
-  do {                                      \
-    if (!(condition)) __builtin_trap();     \
+#define NIBBLE_ASSUME(condition)        \
+  do {                                  \
+    if (!(condition)) __builtin_trap(); \
   } while (false)
 #else
-#define NIBBLE_ASSUME(condition)                   \
-  do {                                             \
-    if (!(condition)) __builtin_unreachable();     \
+#define NIBBLE_ASSUME(condition)               \
+  do {                                         \
+    if (!(condition)) __builtin_unreachable(); \
   } while (false)
 #endif
 
@@ -28,7 +28,8 @@ struct Range {
 /// own and must not be.
 struct WeightArgs {
   const uint8_t* codes;
-  const void* scales;      ///< `scale_dtype`; panel16: [panel][num_groups][16]; row-major: [n][num_groups]
+  const void*
+      scales;  ///< `scale_dtype`; panel16: [panel][num_groups][16]; row-major: [n][num_groups]
   const void* zeros;       ///< u8 (kInteger) or `scale_dtype`, order of `scales`; null for kNone
   const float* row_scale;  ///< [n_padded]; null: none. Meets the FP32 sum by `row_scale_op`
   const float* codebook;   ///< 16 values, kNF4 only
@@ -67,11 +68,13 @@ struct CpuGrid {
 };
 
 struct MatmulArgs {
-  const void* x;  ///< caller's x (kRaw) or the prepared form, whose rows have round_up(k, 32) columns
+  const void*
+      x;  ///< caller's x (kRaw) or the prepared form, whose rows have round_up(k, 32) columns
   int64_t x_stride_bytes;  ///< kRaw only
   DType x_dtype;           ///< kRaw only
-  const int32_t* k_perm;    ///< kRaw rows that gather: stored column j meets x[k_perm[j]]; null: identity
-  const float* pre_scale;   ///< kRaw rows that pre-scale: [k], original order; null: none
+  const int32_t*
+      k_perm;  ///< kRaw rows that gather: stored column j meets x[k_perm[j]]; null: identity
+  const float* pre_scale;  ///< kRaw rows that pre-scale: [k], original order; null: none
   WeightArgs w;
   void* y;  ///< [m, n] ([m, n/2] when paired), rows `y_stride_bytes` apart
   int64_t y_stride_bytes;

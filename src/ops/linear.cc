@@ -14,18 +14,21 @@ std::string extent(const char* name, int64_t rows, int64_t cols) {
 }
 
 template <class Pointer>
-Status check_matrix(const char* name, const BasicMatrixView<Pointer>& v, int64_t rows, int64_t cols) {
+Status check_matrix(const char* name, const BasicMatrixView<Pointer>& v, int64_t rows,
+                    int64_t cols) {
   if (v.rows != rows || v.cols != cols) {
-    return invalid_argument(extent(name, v.rows, v.cols) + ", [" + std::to_string(rows) + ", " + std::to_string(cols) +
-                            "] is needed");
+    return invalid_argument(extent(name, v.rows, v.cols) + ", [" + std::to_string(rows) + ", " +
+                            std::to_string(cols) + "] is needed");
   }
   if (!is_activation_dtype(v.dtype)) {
-    return invalid_argument(std::string(name) + " is " + dtype_name(v.dtype) + "; f32, f16 and bf16 are taken");
+    return invalid_argument(std::string(name) + " is " + dtype_name(v.dtype) +
+                            "; f32, f16 and bf16 are taken");
   }
   if (rows > 0 && v.data == nullptr) return invalid_argument(std::string(name) + " has no data");
   if (rows > 1 && v.stride_bytes < cols * dtype_bytes(v.dtype)) {
     return invalid_argument(std::string(name) + " has rows " + std::to_string(v.stride_bytes) +
-                            " bytes apart, a row takes " + std::to_string(cols * dtype_bytes(v.dtype)));
+                            " bytes apart, a row takes " +
+                            std::to_string(cols * dtype_bytes(v.dtype)));
   }
   if (v.stride_bytes % dtype_bytes(v.dtype) != 0) {
     return invalid_argument(std::string(name) + " has rows " + std::to_string(v.stride_bytes) +
@@ -37,7 +40,8 @@ Status check_matrix(const char* name, const BasicMatrixView<Pointer>& v, int64_t
 /// Rows [begin, begin + rows) of a matrix; no data stays no data.
 template <class Pointer>
 BasicMatrixView<Pointer> rows_of(BasicMatrixView<Pointer> v, int64_t begin, int64_t rows) {
-  using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const std::byte, std::byte>;
+  using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const std::byte,
+                                  std::byte>;
   if (v.data != nullptr) v.data = static_cast<Byte*>(v.data) + begin * v.stride_bytes;
   v.rows = rows;
   return v;
@@ -76,7 +80,8 @@ void run_items(ThreadPool& pool, Fn fn, const Args& args, int64_t items) {
     return;
   }
   const int64_t tasks = std::min(items, items >= 16 * threads ? 4 * threads : threads);
-  pool.for_each(tasks, [&](int64_t i) { fn(args, Range{items * i / tasks, items * (i + 1) / tasks}); });
+  pool.for_each(tasks,
+                [&](int64_t i) { fn(args, Range{items * i / tasks, items * (i + 1) / tasks}); });
 }
 
 }  // namespace
@@ -105,12 +110,14 @@ struct Linear::State {
     return plan(shape, weight.info, options.device, plan_options(x_dtype, y_dtype, threads));
   }
 
-  Status run_band(const Plan& plan, const MatrixView& x, const MutableMatrixView& y, const Epilogue& epilogue,
-                  ThreadPool& pool, std::byte* workspace, void* stream) const;
+  Status run_band(const Plan& plan, const MatrixView& x, const MutableMatrixView& y,
+                  const Epilogue& epilogue, ThreadPool& pool, std::byte* workspace,
+                  void* stream) const;
 };
 
 Status Linear::State::run_band(const Plan& plan, const MatrixView& x, const MutableMatrixView& y,
-                               const Epilogue& epilogue, ThreadPool& pool, std::byte* workspace, void* stream) const {
+                               const Epilogue& epilogue, ThreadPool& pool, std::byte* workspace,
+                               void* stream) const {
   MatmulArgs args{};
   args.x = x.data;
   args.x_stride_bytes = x.stride_bytes;
@@ -136,8 +143,10 @@ Status Linear::State::run_band(const Plan& plan, const MatrixView& x, const Muta
     const KernelInfo& kernel = all_kernels()[static_cast<size_t>(step.kernel)];
     switch (step.kind) {
       case StepKind::kPrepareX: {
-        const PrepareArgs prepare{x.data,  x.stride_bytes, x.dtype, args.k_perm, args.pre_scale,
-                                  x.rows, w.k, round_up(w.k, 32), workspace + step.workspace_offset};
+        const PrepareArgs prepare{
+            x.data,      x.stride_bytes,    x.dtype,
+            args.k_perm, args.pre_scale,    x.rows,
+            w.k,         round_up(w.k, 32), workspace + step.workspace_offset};
         run_items(pool, kernel.cpu_prepare, prepare, step.items_m);
         args.x = prepare.out;
         break;
@@ -150,23 +159,27 @@ Status Linear::State::run_band(const Plan& plan, const MatrixView& x, const Muta
           return {Code::kCuda, std::string(kernel.row.name) + ": " + cuda_error_text(error)};
         }
         break;
-      case StepKind::kReduce: return internal_error("no CPU plan has a reduce step");
+      case StepKind::kReduce:
+        return internal_error("no CPU plan has a reduce step");
     }
   }
   return {};
 }
 
 Result<Linear> Linear::create(PackedWeight weight, LinearOptions options) {
-  if (weight.section(SectionId::kCodes) == nullptr || weight.section(SectionId::kScales) == nullptr) {
+  if (weight.section(SectionId::kCodes) == nullptr ||
+      weight.section(SectionId::kScales) == nullptr) {
     return invalid_argument("the packed weight has no codes or no scales");
   }
   const Backend memory = weight.parts[static_cast<size_t>(SectionId::kCodes)].memory();
   if (memory != options.device.backend) {
-    return invalid_argument(options.device.name + (memory == Backend::kCpu ? " needs the weight uploaded; see upload()"
-                                                                           : " cannot read a weight that lies on a GPU"));
+    return invalid_argument(options.device.name +
+                            (memory == Backend::kCpu ? " needs the weight uploaded; see upload()"
+                                                     : " cannot read a weight that lies on a GPU"));
   }
   if (options.band_rows < 1) {
-    return invalid_argument("band_rows = " + std::to_string(options.band_rows) + " must be at least 1");
+    return invalid_argument("band_rows = " + std::to_string(options.band_rows) +
+                            " must be at least 1");
   }
   if (options.pool == nullptr) options.pool = &default_pool();
   auto state = std::make_unique<State>();
@@ -209,13 +222,15 @@ Status Linear::run(const MatrixView& x, const MutableMatrixView& y, const Epilog
   const auto check_addend = [&](const char* name, const MatrixView& v) -> Status {
     NIBBLE_RETURN_IF_ERROR(check_matrix(name, v, m, outputs));
     if (v.dtype == y.dtype) return {};
-    return invalid_argument(std::string(name) + " is " + dtype_name(v.dtype) + ", y is " + dtype_name(y.dtype) +
-                            "; they must agree");
+    return invalid_argument(std::string(name) + " is " + dtype_name(v.dtype) + ", y is " +
+                            dtype_name(y.dtype) + "; they must agree");
   };
   if (epilogue.beta != 0) NIBBLE_RETURN_IF_ERROR(check_addend("c", epilogue.c));
-  if (epilogue.residual.data != nullptr) NIBBLE_RETURN_IF_ERROR(check_addend("residual", epilogue.residual));
+  if (epilogue.residual.data != nullptr)
+    NIBBLE_RETURN_IF_ERROR(check_addend("residual", epilogue.residual));
   if (epilogue.bias != nullptr && !is_activation_dtype(epilogue.bias_dtype)) {
-    return invalid_argument(std::string("bias is ") + dtype_name(epilogue.bias_dtype) + "; f32, f16 and bf16 are taken");
+    return invalid_argument(std::string("bias is ") + dtype_name(epilogue.bias_dtype) +
+                            "; f32, f16 and bf16 are taken");
   }
   if (m == 0) return {};
 
@@ -230,10 +245,13 @@ Status Linear::run(const MatrixView& x, const MutableMatrixView& y, const Epilog
     }
     workspace = reinterpret_cast<std::byte*>(state_->own_workspace.mutable_data());
   } else if (static_cast<int64_t>(context.workspace.size()) < plan.workspace_bytes) {
-    return invalid_argument("the workspace has " + std::to_string(context.workspace.size()) + " bytes, m = " +
-                            std::to_string(m) + " needs " + std::to_string(plan.workspace_bytes));
-  } else if (plan.workspace_bytes > 0 && reinterpret_cast<uintptr_t>(workspace) % kWorkspaceAlign != 0) {
-    return invalid_argument("the workspace is not aligned to " + std::to_string(kWorkspaceAlign) + " bytes");
+    return invalid_argument("the workspace has " + std::to_string(context.workspace.size()) +
+                            " bytes, m = " + std::to_string(m) + " needs " +
+                            std::to_string(plan.workspace_bytes));
+  } else if (plan.workspace_bytes > 0 &&
+             reinterpret_cast<uintptr_t>(workspace) % kWorkspaceAlign != 0) {
+    return invalid_argument("the workspace is not aligned to " + std::to_string(kWorkspaceAlign) +
+                            " bytes");
   }
 
   const int64_t band_rows = state_->options.band_rows;
@@ -245,8 +263,8 @@ Status Linear::run(const MatrixView& x, const MutableMatrixView& y, const Epilog
     Epilogue band = epilogue;
     band.c = rows_of(epilogue.c, begin, rows);
     band.residual = rows_of(epilogue.residual, begin, rows);
-    NIBBLE_RETURN_IF_ERROR(state_->run_band(plan, rows_of(x, begin, rows), rows_of(y, begin, rows), band, pool,
-                                            workspace, context.stream));
+    NIBBLE_RETURN_IF_ERROR(state_->run_band(plan, rows_of(x, begin, rows), rows_of(y, begin, rows),
+                                            band, pool, workspace, context.stream));
   }
   return {};
 }

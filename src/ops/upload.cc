@@ -5,13 +5,15 @@
 namespace nibble {
 
 Result<PackedWeight> upload(const PackedWeight& weight, const Device& device) {
-  if (device.backend != Backend::kCuda) return unsupported(device.name + " is not a GPU; its weights stay where they are");
+  if (device.backend != Backend::kCuda)
+    return unsupported(device.name + " is not a GPU; its weights stay where they are");
   PackedWeight copy;
   copy.info = weight.info;
   for (size_t i = 0; i < kNumSections; ++i) {
     const Buffer& part = weight.parts[i];
     if (part.empty()) continue;
-    if (part.memory() != Backend::kCpu) return invalid_argument("the packed weight already lies on a GPU");
+    if (part.memory() != Backend::kCpu)
+      return invalid_argument("the packed weight already lies on a GPU");
     NIBBLE_ASSIGN_OR_RETURN(copy.parts[i], copy_to_gpu(part.data(), part.bytes(), device.index));
   }
   return copy;
@@ -21,9 +23,11 @@ Status prepare(const Plan& plan, const Device& device) {
   if (device.backend == Backend::kCpu) return {};
   NIBBLE_RETURN_IF_ERROR(use_gpu(device.index));
   for (int32_t i = 0; i < plan.num_steps; ++i) {
-    const KernelInfo& kernel = all_kernels()[static_cast<size_t>(plan.steps[static_cast<size_t>(i)].kernel)];
+    const KernelInfo& kernel =
+        all_kernels()[static_cast<size_t>(plan.steps[static_cast<size_t>(i)].kernel)];
     if (const int error = kernel.cuda_load(); error != 0) {
-      return {Code::kCuda, std::string(kernel.row.name) + " did not load: " + cuda_error_text(error)};
+      return {Code::kCuda,
+              std::string(kernel.row.name) + " did not load: " + cuda_error_text(error)};
     }
   }
   return {};

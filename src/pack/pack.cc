@@ -17,8 +17,10 @@ uint8_t padding_code(Element element) {
     case Element::kUint4:
     case Element::kE2M1:
     case Element::kInt8:
-    case Element::kUint8: return 0;
-    case Element::kNF4: return 7;
+    case Element::kUint8:
+      return 0;
+    case Element::kNF4:
+      return 7;
   }
   return 0;
 }
@@ -44,16 +46,20 @@ uint8_t tail_code(const QuantizedTensor& q, int64_t row) {
   return q.format.bits() == 4 ? std::min<uint8_t>(zero, 15) : zero;
 }
 
-void pack_panel_codes(const QuantizedTensor& q, const PackedWeightInfo& info, int64_t panel, uint8_t* out) {
+void pack_panel_codes(const QuantizedTensor& q, const PackedWeightInfo& info, int64_t panel,
+                      uint8_t* out) {
   const int bits = info.format.bits();
-  const int64_t block_bytes = kPanelRows * kBlockColumns * bits / 8, row_block_bytes = kBlockColumns * bits / 8;
+  const int64_t block_bytes = kPanelRows * kBlockColumns * bits / 8,
+                row_block_bytes = kBlockColumns * bits / 8;
   const int64_t row_bytes = q.format.code_row_bytes(q.k);
   const int64_t blocks = info.k_padded / kBlockColumns, whole_blocks = q.k / kBlockColumns;
   const uint8_t code_xor = layout_code_xor(info.layout.id, info.format.element);
   const auto pack_block = bits == 4 ? pack_block_4bit : pack_block_8bit;
   out += panel * blocks * block_bytes;
 
-  const auto fill = [bits](uint8_t code) { return static_cast<uint8_t>(bits == 4 ? code * 0x11 : code); };
+  const auto fill = [bits](uint8_t code) {
+    return static_cast<uint8_t>(bits == 4 ? code * 0x11 : code);
+  };
   alignas(16) uint8_t padding[kBlockColumns];
   std::memset(padding, fill(padding_code(info.format.element)), sizeof(padding));
   int64_t rows[kPanelRows];
@@ -61,7 +67,8 @@ void pack_panel_codes(const QuantizedTensor& q, const PackedWeightInfo& info, in
   const uint8_t* sources[kPanelRows];
   for (int64_t b = 0; b < whole_blocks; ++b) {
     for (int r = 0; r < kPanelRows; ++r) {
-      sources[r] = rows[r] < 0 ? padding : q.codes.data() + rows[r] * row_bytes + b * row_block_bytes;
+      sources[r] =
+          rows[r] < 0 ? padding : q.codes.data() + rows[r] * row_bytes + b * row_block_bytes;
     }
     pack_block(sources, code_xor, out + b * block_bytes);
   }
@@ -87,7 +94,8 @@ void pack_panel_codes(const QuantizedTensor& q, const PackedWeightInfo& info, in
 
 /// [n][groups] values → [group][16] of one panel; padding becomes zero bytes.
 template <class Value>
-void pack_panel_values(const PackedWeightInfo& info, int64_t panel, const uint8_t* source, uint8_t* out) {
+void pack_panel_values(const PackedWeightInfo& info, int64_t panel, const uint8_t* source,
+                       uint8_t* out) {
   const int64_t groups = info.format.groups(info.k);
   auto* to = reinterpret_cast<Value*>(out) + panel * info.num_groups * kPanelRows;
   int64_t rows[kPanelRows];
@@ -96,14 +104,16 @@ void pack_panel_values(const PackedWeightInfo& info, int64_t panel, const uint8_
     const uint8_t* from = source + rows[r] * groups * static_cast<int64_t>(sizeof(Value));
     for (int64_t g = 0; g < info.num_groups; ++g) {
       Value value{};
-      if (rows[r] >= 0 && g < groups) std::memcpy(&value, from + g * static_cast<int64_t>(sizeof(Value)), sizeof(Value));
+      if (rows[r] >= 0 && g < groups)
+        std::memcpy(&value, from + g * static_cast<int64_t>(sizeof(Value)), sizeof(Value));
       to[g * kPanelRows + r] = value;
     }
   }
 }
 
 template <class Value>
-void unpack_panel_values(const PackedWeightInfo& info, int64_t panel, const uint8_t* in, uint8_t* destination) {
+void unpack_panel_values(const PackedWeightInfo& info, int64_t panel, const uint8_t* in,
+                         uint8_t* destination) {
   const int64_t groups = info.format.groups(info.k);
   const auto* from = reinterpret_cast<const Value*>(in) + panel * info.num_groups * kPanelRows;
   int64_t rows[kPanelRows];
@@ -120,7 +130,9 @@ void unpack_panel_values(const PackedWeightInfo& info, int64_t panel, const uint
 using PanelValuesFn = void (*)(const PackedWeightInfo&, int64_t, const uint8_t*, uint8_t*);
 PanelValuesFn packer_of(DType dtype) {
   const int64_t bytes = dtype_bytes(dtype);
-  return bytes == 1 ? pack_panel_values<uint8_t> : bytes == 2 ? pack_panel_values<uint16_t> : pack_panel_values<uint32_t>;
+  return bytes == 1   ? pack_panel_values<uint8_t>
+         : bytes == 2 ? pack_panel_values<uint16_t>
+                      : pack_panel_values<uint32_t>;
 }
 PanelValuesFn unpacker_of(DType dtype) {
   const int64_t bytes = dtype_bytes(dtype);
@@ -134,8 +146,11 @@ void fill_row_scale(const PackedWeightInfo& info, float* out) {
   std::fill(out, out + info.n_padded, 1.0f);
   for (int32_t i = 0; i < info.num_tensor_scales; ++i) {
     const auto& segment = info.tensor_scales[static_cast<size_t>(i)];
-    const int64_t end = i + 1 < info.num_tensor_scales ? info.tensor_scales[static_cast<size_t>(i) + 1].row_begin : info.n;
-    for (int64_t row = segment.row_begin; row < end; ++row) out[info.layout.packed_row(row, info.n)] = segment.value;
+    const int64_t end = i + 1 < info.num_tensor_scales
+                            ? info.tensor_scales[static_cast<size_t>(i) + 1].row_begin
+                            : info.n;
+    for (int64_t row = segment.row_begin; row < end; ++row)
+      out[info.layout.packed_row(row, info.n)] = segment.value;
   }
 }
 
@@ -151,7 +166,8 @@ PackedWeight with_parts(const PackedWeightInfo& info, Buffer buffer) {
   PackedWeight packed;
   packed.info = info;
   for (size_t i = 0; i < kNumSections; ++i) {
-    if (info.sections[i].bytes > 0) packed.parts[i] = buffer.slice(info.sections[i].offset, info.sections[i].bytes);
+    if (info.sections[i].bytes > 0)
+      packed.parts[i] = buffer.slice(info.sections[i].offset, info.sections[i].bytes);
   }
   packed.buffer = std::move(buffer);
   return packed;
@@ -168,7 +184,8 @@ Result<PackedWeightInfo> packed_info(const QuantizedTensor& q, const Layout& lay
   info.tensor_scale_op = q.tensor_scale_op;
   info.codebook = q.codebook;
   if (q.tensor_scales.size() > kMaxTensorScales) {
-    return unsupported(std::to_string(q.tensor_scales.size()) + " tensor scales, at most " + std::to_string(kMaxTensorScales));
+    return unsupported(std::to_string(q.tensor_scales.size()) + " tensor scales, at most " +
+                       std::to_string(kMaxTensorScales));
   }
   info.num_tensor_scales = static_cast<int32_t>(q.tensor_scales.size());
   std::copy(q.tensor_scales.begin(), q.tensor_scales.end(), info.tensor_scales.begin());
@@ -178,8 +195,8 @@ Result<PackedWeightInfo> packed_info(const QuantizedTensor& q, const Layout& lay
 
 int64_t packed_bytes(const PackedWeightInfo& info) { return info.bytes; }
 
-Status pack_into(const QuantizedTensor& q, const PackedWeightInfo& info, std::span<uint8_t> destination,
-                 ThreadPool* pool) {
+Status pack_into(const QuantizedTensor& q, const PackedWeightInfo& info,
+                 std::span<uint8_t> destination, ThreadPool* pool) {
   NIBBLE_RETURN_IF_ERROR(q.validate());
   if (q.n != info.n || q.k != info.k || q.format != info.format) {
     return invalid_argument("the tensor is " + q.format.name() + " [" + std::to_string(q.n) + ", " +
@@ -187,28 +204,34 @@ Status pack_into(const QuantizedTensor& q, const PackedWeightInfo& info, std::sp
                             std::to_string(info.n) + ", " + std::to_string(info.k) + "]");
   }
   if (static_cast<int64_t>(destination.size()) < info.bytes) {
-    return invalid_argument("the destination has " + std::to_string(destination.size()) + " bytes, " +
-                            std::to_string(info.bytes) + " are needed");
+    return invalid_argument("the destination has " + std::to_string(destination.size()) +
+                            " bytes, " + std::to_string(info.bytes) + " are needed");
   }
   if (reinterpret_cast<uintptr_t>(destination.data()) % kSectionAlign != 0) {
-    return invalid_argument("the destination is not aligned to " + std::to_string(kSectionAlign) + " bytes");
+    return invalid_argument("the destination is not aligned to " + std::to_string(kSectionAlign) +
+                            " bytes");
   }
   const auto at = [&](SectionId id) { return destination.data() + info.section(id).offset; };
   if (info.layout.id == LayoutId::kRowMajor) {
     std::memcpy(at(SectionId::kCodes), q.codes.data(), static_cast<size_t>(q.codes.bytes()));
     std::memcpy(at(SectionId::kScales), q.scales.data(), static_cast<size_t>(q.scales.bytes()));
-    if (!q.zeros.empty()) std::memcpy(at(SectionId::kZeros), q.zeros.data(), static_cast<size_t>(q.zeros.bytes()));
+    if (!q.zeros.empty())
+      std::memcpy(at(SectionId::kZeros), q.zeros.data(), static_cast<size_t>(q.zeros.bytes()));
   } else {
-    const PanelValuesFn pack_scales = packer_of(q.format.scale), pack_zeros = packer_of(q.format.zero_dtype());
+    const PanelValuesFn pack_scales = packer_of(q.format.scale),
+                        pack_zeros = packer_of(q.format.zero_dtype());
     run(pool, info.n_padded / kPanelRows, [&](int64_t panel) {
       pack_panel_codes(q, info, panel, at(SectionId::kCodes));
       pack_scales(info, panel, q.scales.data(), at(SectionId::kScales));
       if (!q.zeros.empty()) pack_zeros(info, panel, q.zeros.data(), at(SectionId::kZeros));
     });
   }
-  if (info.has(SectionId::kRowScale)) fill_row_scale(info, reinterpret_cast<float*>(at(SectionId::kRowScale)));
-  if (!q.k_perm.empty()) std::memcpy(at(SectionId::kKPerm), q.k_perm.data(), q.k_perm.size() * sizeof(int32_t));
-  if (!q.pre_scale.empty()) std::memcpy(at(SectionId::kPreScale), q.pre_scale.data(), q.pre_scale.size() * sizeof(float));
+  if (info.has(SectionId::kRowScale))
+    fill_row_scale(info, reinterpret_cast<float*>(at(SectionId::kRowScale)));
+  if (!q.k_perm.empty())
+    std::memcpy(at(SectionId::kKPerm), q.k_perm.data(), q.k_perm.size() * sizeof(int32_t));
+  if (!q.pre_scale.empty())
+    std::memcpy(at(SectionId::kPreScale), q.pre_scale.data(), q.pre_scale.size() * sizeof(float));
   return {};
 }
 
@@ -225,7 +248,8 @@ Result<QuantizedTensor> unpack(const PackedWeight& packed, ThreadPool* pool) {
   NIBBLE_ASSIGN_OR_RETURN(QuantizedTensor q, make_quantized_tensor(info.format, info.n, info.k));
   q.codebook = info.codebook;
   q.tensor_scale_op = info.tensor_scale_op;
-  q.tensor_scales.assign(info.tensor_scales.begin(), info.tensor_scales.begin() + info.num_tensor_scales);
+  q.tensor_scales.assign(info.tensor_scales.begin(),
+                         info.tensor_scales.begin() + info.num_tensor_scales);
   const auto copy = [&packed]<class T>(SectionId id, std::vector<T>& to) {
     if (!packed.info.has(id)) return;
     to.resize(static_cast<size_t>(packed.info.section(id).bytes) / sizeof(T));
@@ -234,15 +258,19 @@ Result<QuantizedTensor> unpack(const PackedWeight& packed, ThreadPool* pool) {
   copy(SectionId::kKPerm, q.k_perm);
   copy(SectionId::kPreScale, q.pre_scale);
   if (info.layout.id == LayoutId::kRowMajor) {
-    std::memcpy(q.codes.mutable_data(), packed.section(SectionId::kCodes), static_cast<size_t>(q.codes.bytes()));
-    std::memcpy(q.scales.mutable_data(), packed.section(SectionId::kScales), static_cast<size_t>(q.scales.bytes()));
+    std::memcpy(q.codes.mutable_data(), packed.section(SectionId::kCodes),
+                static_cast<size_t>(q.codes.bytes()));
+    std::memcpy(q.scales.mutable_data(), packed.section(SectionId::kScales),
+                static_cast<size_t>(q.scales.bytes()));
     if (!q.zeros.empty()) {
-      std::memcpy(q.zeros.mutable_data(), packed.section(SectionId::kZeros), static_cast<size_t>(q.zeros.bytes()));
+      std::memcpy(q.zeros.mutable_data(), packed.section(SectionId::kZeros),
+                  static_cast<size_t>(q.zeros.bytes()));
     }
     return q;
   }
   const int bits = info.format.bits();
-  const int64_t block_bytes = kPanelRows * kBlockColumns * bits / 8, row_block_bytes = kBlockColumns * bits / 8;
+  const int64_t block_bytes = kPanelRows * kBlockColumns * bits / 8,
+                row_block_bytes = kBlockColumns * bits / 8;
   const int64_t blocks = info.k_padded / kBlockColumns, row_bytes = q.format.code_row_bytes(q.k);
   const uint8_t code_xor = layout_code_xor(info.layout.id, info.format.element);
   const auto unpack_block = bits == 4 ? unpack_block_4bit : unpack_block_8bit;
@@ -264,9 +292,11 @@ Result<QuantizedTensor> unpack(const PackedWeight& packed, ThreadPool* pool) {
                     static_cast<size_t>(bytes));
       }
     }
-    unpacker_of(q.format.scale)(info, panel, packed.section(SectionId::kScales), q.scales.mutable_data());
+    unpacker_of(q.format.scale)(info, panel, packed.section(SectionId::kScales),
+                                q.scales.mutable_data());
     if (!q.zeros.empty()) {
-      unpacker_of(q.format.zero_dtype())(info, panel, packed.section(SectionId::kZeros), q.zeros.mutable_data());
+      unpacker_of(q.format.zero_dtype())(info, panel, packed.section(SectionId::kZeros),
+                                         q.zeros.mutable_data());
     }
   });
   return q;
@@ -275,30 +305,39 @@ Result<QuantizedTensor> unpack(const PackedWeight& packed, ThreadPool* pool) {
 Result<PackedWeight> view(const PackedWeightInfo& info, Buffer buffer) {
   NIBBLE_RETURN_IF_ERROR(info.format.validate());
   PackedWeightInfo expected = info;
-  NIBBLE_RETURN_IF_ERROR(lay_out(expected, info.has(SectionId::kKPerm), info.has(SectionId::kPreScale)));
+  NIBBLE_RETURN_IF_ERROR(
+      lay_out(expected, info.has(SectionId::kKPerm), info.has(SectionId::kPreScale)));
   bool same = info.layout_version == kLayoutVersion && expected.bytes == info.bytes &&
               expected.n_padded == info.n_padded && expected.k_padded == info.k_padded &&
               expected.num_groups == info.num_groups;
   for (size_t i = 0; i < kNumSections; ++i) {
-    same &= expected.sections[i].offset == info.sections[i].offset && expected.sections[i].bytes == info.sections[i].bytes;
+    same &= expected.sections[i].offset == info.sections[i].offset &&
+            expected.sections[i].bytes == info.sections[i].bytes;
   }
-  if (!same) return invalid_argument("the info is not what " + info.layout.name() + " version " +
-                                     std::to_string(kLayoutVersion) + " gives for its sizes");
-  if (buffer.bytes() < info.bytes || reinterpret_cast<uintptr_t>(buffer.data()) % kSectionAlign != 0) {
+  if (!same)
+    return invalid_argument("the info is not what " + info.layout.name() + " version " +
+                            std::to_string(kLayoutVersion) + " gives for its sizes");
+  if (buffer.bytes() < info.bytes ||
+      reinterpret_cast<uintptr_t>(buffer.data()) % kSectionAlign != 0) {
     return invalid_argument("the buffer has " + std::to_string(buffer.bytes()) + " bytes; " +
-                            std::to_string(info.bytes) + " aligned to " + std::to_string(kSectionAlign) + " are needed");
+                            std::to_string(info.bytes) + " aligned to " +
+                            std::to_string(kSectionAlign) + " are needed");
   }
   return with_parts(info, std::move(buffer));
 }
 
-Result<PackedWeight> view_row_major(const Format& format, int64_t n, int64_t k, const RowMajorArrays& arrays) {
+Result<PackedWeight> view_row_major(const Format& format, int64_t n, int64_t k,
+                                    const RowMajorArrays& arrays) {
   NIBBLE_RETURN_IF_ERROR(format.validate());
   if (n < 1 || k < 1) {
-    return invalid_argument("n = " + std::to_string(n) + ", k = " + std::to_string(k) + ": both must be at least 1");
+    return invalid_argument("n = " + std::to_string(n) + ", k = " + std::to_string(k) +
+                            ": both must be at least 1");
   }
-  if (arrays.codes == nullptr || arrays.scales == nullptr) return invalid_argument("codes and scales must not be null");
+  if (arrays.codes == nullptr || arrays.scales == nullptr)
+    return invalid_argument("codes and scales must not be null");
   if ((format.zero != ZeroKind::kNone) != (arrays.zeros != nullptr)) {
-    return invalid_argument(format.name() + (arrays.zeros == nullptr ? " needs zeros" : " takes no zeros"));
+    return invalid_argument(format.name() +
+                            (arrays.zeros == nullptr ? " needs zeros" : " takes no zeros"));
   }
   if (format.zero == ZeroKind::kAdditive && arrays.tensor_scale != 1) {
     return unsupported("an additive zero cannot meet a tensor scale");
@@ -316,12 +355,16 @@ Result<PackedWeight> view_row_major(const Format& format, int64_t n, int64_t k, 
   NIBBLE_RETURN_IF_ERROR(lay_out(info, false, false));
   PackedWeight packed;
   packed.info = info;
-  const auto part = [&packed](SectionId id) -> Buffer& { return packed.parts[static_cast<size_t>(id)]; };
+  const auto part = [&packed](SectionId id) -> Buffer& {
+    return packed.parts[static_cast<size_t>(id)];
+  };
   part(SectionId::kCodes) = Buffer::view(arrays.codes, info.section(SectionId::kCodes).bytes);
   part(SectionId::kScales) = Buffer::view(arrays.scales, info.section(SectionId::kScales).bytes);
-  if (arrays.zeros != nullptr) part(SectionId::kZeros) = Buffer::view(arrays.zeros, info.section(SectionId::kZeros).bytes);
+  if (arrays.zeros != nullptr)
+    part(SectionId::kZeros) = Buffer::view(arrays.zeros, info.section(SectionId::kZeros).bytes);
   if (info.has(SectionId::kRowScale)) {
-    NIBBLE_ASSIGN_OR_RETURN(Buffer rows, Buffer::allocate(info.section(SectionId::kRowScale).bytes));
+    NIBBLE_ASSIGN_OR_RETURN(Buffer rows,
+                            Buffer::allocate(info.section(SectionId::kRowScale).bytes));
     fill_row_scale(info, reinterpret_cast<float*>(rows.mutable_data()));
     part(SectionId::kRowScale) = std::move(rows);
   }

@@ -17,19 +17,22 @@ QuantizedTensor random_tensor(const Format& format, int64_t n, int64_t k, uint32
   };
   fill(q.codes);
   if (format.bits() == 4 && k % 2 != 0) {
-    for (int64_t row = 1; row <= n; ++row) q.codes.mutable_data()[row * format.code_row_bytes(k) - 1] &= 15;
+    for (int64_t row = 1; row <= n; ++row)
+      q.codes.mutable_data()[row * format.code_row_bytes(k) - 1] &= 15;
   }
   const int64_t values = n * format.groups(k);
   for (int64_t i = 0; i < values; ++i) {
     if (format.scale == DType::kE8M0) {
       q.scales.mutable_data()[i] = static_cast<uint8_t>(random() % 255);
     } else {
-      store_from_f32(q.scales.mutable_data(), format.scale, i, static_cast<float>(random() % 1000) * 0.01f - 5.0f);
+      store_from_f32(q.scales.mutable_data(), format.scale, i,
+                     static_cast<float>(random() % 1000) * 0.01f - 5.0f);
     }
     if (format.zero == ZeroKind::kInteger) {
       q.zeros.mutable_data()[i] = static_cast<uint8_t>(random() % (1u << format.bits()));
     } else if (format.zero != ZeroKind::kNone) {
-      store_from_f32(q.zeros.mutable_data(), format.scale, i, static_cast<float>(random() % 100) * 0.1f);
+      store_from_f32(q.zeros.mutable_data(), format.scale, i,
+                     static_cast<float>(random() % 100) * 0.1f);
     }
   }
   return q;
@@ -38,28 +41,31 @@ QuantizedTensor random_tensor(const Format& format, int64_t n, int64_t k, uint32
 std::vector<Format> all_formats() {
   std::vector<Format> formats;
   for (const char* name : named_formats()) formats.push_back(*Format::parse(name));
-  for (const char* name : {"uint4-g32:f16:zfloat", "uint4-g64:f32:zadd", "uint8-g64:f16", "uint8-channel", "fp4-g16:bf16",
-                           "int4-g32:e8m0", "uint4-g16:e4m3"}) {
+  for (const char* name : {"uint4-g32:f16:zfloat", "uint4-g64:f32:zadd", "uint8-g64:f16",
+                           "uint8-channel", "fp4-g16:bf16", "int4-g32:e8m0", "uint4-g16:e4m3"}) {
     formats.push_back(*Format::parse(name));
   }
   return formats;
 }
 
-constexpr std::pair<int64_t, int64_t> kShapes[] = {{1, 1}, {1, 2}, {15, 31}, {16, 32}, {17, 33}, {48, 64}, {33, 130}, {5, 4303}, {20, 4304}};
+constexpr std::pair<int64_t, int64_t> kShapes[] = {
+    {1, 1}, {1, 2}, {15, 31}, {16, 32}, {17, 33}, {48, 64}, {33, 130}, {5, 4303}, {20, 4304}};
 
 TEST(PackTest, UnpackReturnsTheSameBitsForEveryLayoutFormatAndOddShape) {
   const auto pool = make_thread_pool(2);
   for (const Format& format : all_formats()) {
     for (const auto& [n, k] : kShapes) {
-      for (const Layout layout : {Layout{LayoutId::kRowMajor, false}, Layout{LayoutId::kCpuPanel16, false},
-                                  Layout{LayoutId::kCpuPanel16, true}}) {
+      for (const Layout layout :
+           {Layout{LayoutId::kRowMajor, false}, Layout{LayoutId::kCpuPanel16, false},
+            Layout{LayoutId::kCpuPanel16, true}}) {
         if (layout.paired && n % 2 != 0) continue;
         const QuantizedTensor q = random_tensor(format, n, k, static_cast<uint32_t>(n * 10007 + k));
         const auto packed = pack(q, layout, pool.get());
         ASSERT_TRUE(packed.ok()) << packed.status().message();
         const auto again = unpack(*packed, pool.get());
         ASSERT_TRUE(again.ok()) << again.status().message();
-        EXPECT_TRUE(identical(q, *again)) << format.name() << " " << layout.name() << " [" << n << ", " << k << "]";
+        EXPECT_TRUE(identical(q, *again))
+            << format.name() << " " << layout.name() << " [" << n << ", " << k << "]";
       }
     }
   }
@@ -67,8 +73,9 @@ TEST(PackTest, UnpackReturnsTheSameBitsForEveryLayoutFormatAndOddShape) {
 
 TEST(PackTest, EveryCodeAndScaleLiesWhereTheIndexFunctionSays) {
   for (const Format& format : all_formats()) {
-    for (const Layout layout : {Layout{LayoutId::kRowMajor, false}, Layout{LayoutId::kCpuPanel16, false},
-                                Layout{LayoutId::kCpuPanel16, true}}) {
+    for (const Layout layout :
+         {Layout{LayoutId::kRowMajor, false}, Layout{LayoutId::kCpuPanel16, false},
+          Layout{LayoutId::kCpuPanel16, true}}) {
       const QuantizedTensor q = random_tensor(format, 38, 75, 5);
       const PackedWeight packed = *pack(q, layout);
       const uint8_t code_xor = layout_code_xor(layout.id, format.element);
@@ -84,7 +91,9 @@ TEST(PackTest, EveryCodeAndScaleLiesWhereTheIndexFunctionSays) {
         for (int64_t g = 0; g < format.groups(q.k); ++g) {
           const int64_t index = layout.scale_index(row, g, packed.info);
           ASSERT_EQ(std::memcmp(packed.section(SectionId::kScales) + index * scale_bytes,
-                                q.scales.data() + (row * format.groups(q.k) + g) * scale_bytes, static_cast<size_t>(scale_bytes)), 0);
+                                q.scales.data() + (row * format.groups(q.k) + g) * scale_bytes,
+                                static_cast<size_t>(scale_bytes)),
+                    0);
         }
       }
     }
@@ -93,7 +102,8 @@ TEST(PackTest, EveryCodeAndScaleLiesWhereTheIndexFunctionSays) {
 
 TEST(PackTest, PaddingDecodesToZero) {
   for (const Format& format : all_formats()) {
-    if (format.zero == ZeroKind::kFloatCode || format.zero == ZeroKind::kAdditive) continue;  // x is zero there
+    if (format.zero == ZeroKind::kFloatCode || format.zero == ZeroKind::kAdditive)
+      continue;  // x is zero there
     const QuantizedTensor q = random_tensor(format, 19, 45, 9);
     const PackedWeight packed = *pack(q, {LayoutId::kCpuPanel16, false});
     // Read the padded matrix as if it were a real one of the padded size.
@@ -144,11 +154,13 @@ TEST(PackTest, PacksIntoTheCallersMemoryAndViewsIt) {
   const QuantizedTensor q = random_tensor(*Format::parse("mxfp4"), 33, 96, 6);
   const PackedWeightInfo info = *packed_info(q, {LayoutId::kCpuPanel16, false});
   Buffer memory = *Buffer::allocate(packed_bytes(info));
-  ASSERT_TRUE(pack_into(q, info, {memory.mutable_data(), static_cast<size_t>(memory.bytes())}).ok());
+  ASSERT_TRUE(
+      pack_into(q, info, {memory.mutable_data(), static_cast<size_t>(memory.bytes())}).ok());
   const auto viewed = view(info, memory);
   ASSERT_TRUE(viewed.ok()) << viewed.status().message();
   EXPECT_TRUE(identical(q, *unpack(*viewed)));
-  EXPECT_NE(pack_into(q, info, {memory.mutable_data(), 100}).message().find("100 bytes"), std::string::npos);
+  EXPECT_NE(pack_into(q, info, {memory.mutable_data(), 100}).message().find("100 bytes"),
+            std::string::npos);
   PackedWeightInfo wrong = info;
   wrong.k_padded += 32;
   EXPECT_FALSE(view(wrong, memory).ok());
@@ -156,19 +168,24 @@ TEST(PackTest, PacksIntoTheCallersMemoryAndViewsIt) {
 
 TEST(PackTest, RowMajorViewsCopyNothing) {
   const QuantizedTensor q = random_tensor(*Format::parse("uint4-g32"), 6, 50, 8);
-  const auto packed = view_row_major(q.format, 6, 50, {q.codes.data(), q.scales.data(), q.zeros.data(), 0.25f});
+  const auto packed =
+      view_row_major(q.format, 6, 50, {q.codes.data(), q.scales.data(), q.zeros.data(), 0.25f});
   ASSERT_TRUE(packed.ok()) << packed.status().message();
   EXPECT_EQ(packed->section(SectionId::kCodes), q.codes.data());
   QuantizedTensor expected = q;
   expected.tensor_scales = {{0, 0.25f}};
   EXPECT_TRUE(identical(expected, *unpack(*packed)));
-  EXPECT_NE(view_row_major(q.format, 6, 50, {q.codes.data(), q.scales.data()}).status().message().find("needs zeros"),
+  EXPECT_NE(view_row_major(q.format, 6, 50, {q.codes.data(), q.scales.data()})
+                .status()
+                .message()
+                .find("needs zeros"),
             std::string::npos);
 }
 
 TEST(PackTest, WhatCannotBePackedIsRefusedWithTheRule) {
   const QuantizedTensor q = random_tensor(*Format::parse("int4-g32"), 7, 32, 1);
-  EXPECT_NE(pack(q, {LayoutId::kCpuPanel16, true}).status().message().find("n = 7 is odd"), std::string::npos);
+  EXPECT_NE(pack(q, {LayoutId::kCpuPanel16, true}).status().message().find("n = 7 is odd"),
+            std::string::npos);
   const QuantizedTensor even = random_tensor(*Format::parse("int4-g32"), 8, 32, 1);
   EXPECT_EQ(pack(even, {LayoutId::kRowMajor, true}).status().code(), Code::kUnsupported);
 }

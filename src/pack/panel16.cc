@@ -42,14 +42,21 @@ void transpose(const Words rows[4], Words out[4]) {
 Bytes split_halves(Bytes row) {
   const Bytes low = row & 15, high = row >> 4;
   // Bytes 0..7 of `low`/`high` are columns of A, 8..15 of B.
-  const Bytes even = low | (__builtin_shufflevector(low, low, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7) << 4);
-  const Bytes odd = high | (__builtin_shufflevector(high, high, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7) << 4);
+  const Bytes even =
+      low | (__builtin_shufflevector(low, low, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)
+             << 4);
+  const Bytes odd =
+      high |
+      (__builtin_shufflevector(high, high, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)
+       << 4);
   return __builtin_shufflevector(even, odd, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
 }
 
 Bytes join_halves(Bytes packed) {
-  const Bytes even = __builtin_shufflevector(packed, packed, 0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14);
-  const Bytes odd = __builtin_shufflevector(packed, packed, 1, 3, 5, 7, 9, 11, 13, 15, 1, 3, 5, 7, 9, 11, 13, 15);
+  const Bytes even =
+      __builtin_shufflevector(packed, packed, 0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14);
+  const Bytes odd =
+      __builtin_shufflevector(packed, packed, 1, 3, 5, 7, 9, 11, 13, 15, 1, 3, 5, 7, 9, 11, 13, 15);
   const Bytes a = (even & 15) | ((odd & 15) << 4);
   const Bytes b = (even >> 4) | (odd & 0xF0);
   return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
@@ -61,7 +68,8 @@ void pack_block_4bit(const uint8_t* const rows[kPanelRows], uint8_t code_xor, ui
   const Bytes flip = Bytes{} + static_cast<uint8_t>(code_xor * 0x11);
   for (int r = 0; r < kPanelRows; r += 4) {
     Words in[4], columns[4];
-    for (int i = 0; i < 4; ++i) in[i] = reinterpret_cast<Words>(split_halves(load(rows[r + i])) ^ flip);
+    for (int i = 0; i < 4; ++i)
+      in[i] = reinterpret_cast<Words>(split_halves(load(rows[r + i])) ^ flip);
     transpose(in, columns);
     for (int j = 0; j < 4; ++j) store(out + 64 * j + 4 * r, columns[j]);
   }
@@ -73,7 +81,8 @@ void unpack_block_4bit(const uint8_t* in, uint8_t code_xor, uint8_t* const rows[
     Words columns[4], out[4];
     for (int j = 0; j < 4; ++j) columns[j] = reinterpret_cast<Words>(load(in + 64 * j + 4 * r));
     transpose(columns, out);
-    for (int i = 0; i < 4; ++i) store(rows[r + i], join_halves(reinterpret_cast<Bytes>(out[i]) ^ flip));
+    for (int i = 0; i < 4; ++i)
+      store(rows[r + i], join_halves(reinterpret_cast<Bytes>(out[i]) ^ flip));
   }
 }
 
@@ -82,7 +91,8 @@ void pack_block_8bit(const uint8_t* const rows[kPanelRows], uint8_t code_xor, ui
   for (int half = 0; half < 2; ++half) {
     for (int r = 0; r < kPanelRows; r += 4) {
       Words in[4], columns[4];
-      for (int i = 0; i < 4; ++i) in[i] = reinterpret_cast<Words>(load(rows[r + i] + 16 * half) ^ flip);
+      for (int i = 0; i < 4; ++i)
+        in[i] = reinterpret_cast<Words>(load(rows[r + i] + 16 * half) ^ flip);
       transpose(in, columns);
       for (int j = 0; j < 4; ++j) store(out + 64 * (4 * half + j) + 4 * r, columns[j]);
     }
@@ -94,9 +104,11 @@ void unpack_block_8bit(const uint8_t* in, uint8_t code_xor, uint8_t* const rows[
   for (int half = 0; half < 2; ++half) {
     for (int r = 0; r < kPanelRows; r += 4) {
       Words columns[4], out[4];
-      for (int j = 0; j < 4; ++j) columns[j] = reinterpret_cast<Words>(load(in + 64 * (4 * half + j) + 4 * r));
+      for (int j = 0; j < 4; ++j)
+        columns[j] = reinterpret_cast<Words>(load(in + 64 * (4 * half + j) + 4 * r));
       transpose(columns, out);
-      for (int i = 0; i < 4; ++i) store(rows[r + i] + 16 * half, reinterpret_cast<Bytes>(out[i]) ^ flip);
+      for (int i = 0; i < 4; ++i)
+        store(rows[r + i] + 16 * half, reinterpret_cast<Bytes>(out[i]) ^ flip);
     }
   }
 }

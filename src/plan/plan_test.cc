@@ -9,11 +9,14 @@
 namespace nibble {
 namespace {
 
-PackedWeightInfo weight(const char* format, int64_t n, int64_t k, const char* layout = "cpu_panel16") {
+PackedWeightInfo weight(const char* format, int64_t n, int64_t k,
+                        const char* layout = "cpu_panel16") {
   return *described_weight(*Format::parse(format), n, k, *Layout::parse(layout));
 }
 
-const KernelRow& row_of(const Plan& plan) { return kernels()[static_cast<size_t>(plan.matmul().kernel)]; }
+const KernelRow& row_of(const Plan& plan) {
+  return kernels()[static_cast<size_t>(plan.matmul().kernel)];
+}
 
 TEST(PlanTest, EveryNamedFormatHasAPlanOnEveryCpuIsaForEveryCompute) {
   for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512Vnni, Isa::kAvx512Bf16}) {
@@ -27,8 +30,10 @@ TEST(PlanTest, EveryNamedFormatHasAPlanOnEveryCpuIsaForEveryCompute) {
               PlanOptions options;
               options.compute = compute;
               options.x_dtype = x;
-              const auto made = plan({m, 50, 4304}, weight(format, 50, 4304, layout), device, options);
-              ASSERT_TRUE(made.ok()) << format << " " << layout << " " << isa_name(isa) << ": " << made.status().message();
+              const auto made =
+                  plan({m, 50, 4304}, weight(format, 50, 4304, layout), device, options);
+              ASSERT_TRUE(made.ok()) << format << " " << layout << " " << isa_name(isa) << ": "
+                                     << made.status().message();
             }
           }
         }
@@ -66,14 +71,16 @@ TEST(PlanTest, PlansForAMachineThatIsNotHereUseOnlyWhatItHas) {
   const auto made = plan({1, 4096, 4096}, weight("int4-g128", 4096, 4096), laptop);
   ASSERT_TRUE(made.ok()) << made.status().message();
   for (int i = 0; i < made->num_steps; ++i) {
-    EXPECT_LE(kernels()[static_cast<size_t>(made->steps[static_cast<size_t>(i)].kernel)].isa, Isa::kAvx2);
+    EXPECT_LE(kernels()[static_cast<size_t>(made->steps[static_cast<size_t>(i)].kernel)].isa,
+              Isa::kAvx2);
   }
 }
 
 TEST(PlanTest, ExplainGivesEveryMatmulRowAReason) {
   PlanOptions options;
   options.compute = Compute::kInt8;
-  const auto made = explain({4, 64, 4304}, weight("int4-g128", 64, 4304), *Device::named("avx2-laptop"), options);
+  const auto made =
+      explain({4, 64, 4304}, weight("int4-g128", 64, 4304), *Device::named("avx2-laptop"), options);
   ASSERT_TRUE(made.ok());
   std::set<int32_t> seen;
   for (const Reason& reason : made->reasons) {
@@ -107,7 +114,8 @@ TEST(PlanTest, BatchInvarianceFixesTheKernelForEveryM) {
   options.batch_invariant = true;
   std::set<int32_t> chosen;
   for (const int64_t m : {1, 2, 5, 8, 16, 100, 256, 5000}) {
-    const auto made = plan({m, 4096, 4096}, weight("int4-g128", 4096, 4096), Device::this_cpu(), options);
+    const auto made =
+        plan({m, 4096, 4096}, weight("int4-g128", 4096, 4096), Device::this_cpu(), options);
     ASSERT_TRUE(made.ok());
     chosen.insert(made->matmul().kernel);
     EXPECT_FALSE(row_of(*made).bits_depend_on_m);
@@ -117,17 +125,21 @@ TEST(PlanTest, BatchInvarianceFixesTheKernelForEveryM) {
 
 TEST(PlanTest, WorkspaceHoldsThePreparedActivations) {
   for (const KernelRow& row : kernels()) {
-    if (row.kind != StepKind::kMatmul || row.backend != Backend::kCpu || row.x_form == XForm::kRaw) continue;
+    if (row.kind != StepKind::kMatmul || row.backend != Backend::kCpu || row.x_form == XForm::kRaw)
+      continue;
     if (!Device::this_cpu().has(row.isa) || (row.elements & bit(Element::kInt4)) == 0) continue;
     PlanOptions options;
     options.kernel = row.name;
     options.compute = row.compute;
     options.x_dtype = row.x_form == XForm::kBf16Rows ? DType::kBF16 : DType::kF32;
     const int64_t m = row.max_m == 0 ? 10 : row.max_m;
-    const auto made = plan({m, 64, 4304}, weight("int4-g128", 64, 4304, layout_name(row.layout)), Device::this_cpu(), options);
+    const auto made = plan({m, 64, 4304}, weight("int4-g128", 64, 4304, layout_name(row.layout)),
+                           Device::this_cpu(), options);
     ASSERT_TRUE(made.ok()) << row.name << ": " << made.status().message();
     ASSERT_EQ(made->num_steps, 2);
-    const int64_t per_value = row.x_form == XForm::kF32Rows ? 4 : row.x_form == XForm::kBf16Rows ? 2 : 1;
+    const int64_t per_value = row.x_form == XForm::kF32Rows    ? 4
+                              : row.x_form == XForm::kBf16Rows ? 2
+                                                               : 1;
     EXPECT_GE(made->workspace_bytes, m * 4320 * per_value) << row.name;
     EXPECT_EQ(made->workspace_bytes % kWorkspaceAlign, 0);
   }
@@ -138,7 +150,8 @@ TEST(PlanTest, WorkItemsCoverTheMatrix) {
     for (const int32_t threads : {1, 2, 64}) {
       PlanOptions options;
       options.threads = threads;
-      const auto made = plan({m, 1000, 2048}, weight("nvfp4", 1000, 2048), Device::this_cpu(), options);
+      const auto made =
+          plan({m, 1000, 2048}, weight("nvfp4", 1000, 2048), Device::this_cpu(), options);
       ASSERT_TRUE(made.ok());
       EXPECT_GE(made->matmul().items_m * made->matmul().block_m, m);
       EXPECT_LT((made->matmul().items_m - 1) * made->matmul().block_m, m);
@@ -154,7 +167,11 @@ TEST(PlanTest, ErrorsNameTheValuesAndTheRule) {
   EXPECT_NE(plan({1, 63, 128}, w, cpu).status().message().find("n = 63"), std::string::npos);
   PlanOptions options;
   options.x_dtype = DType::kE4M3;
-  EXPECT_NE(plan({1, 64, 128}, w, cpu, options).status().message().find("e4m3 is not an activation dtype"), std::string::npos);
+  EXPECT_NE(plan({1, 64, 128}, w, cpu, options)
+                .status()
+                .message()
+                .find("e4m3 is not an activation dtype"),
+            std::string::npos);
   options = {};
   options.compute = Compute::kFp8;
   const Status fp8 = plan({1, 64, 128}, w, cpu, options).status();
@@ -162,7 +179,9 @@ TEST(PlanTest, ErrorsNameTheValuesAndTheRule) {
   EXPECT_NE(fp8.message().find("fp8 is asked for"), std::string::npos) << fp8.message();
   options = {};
   options.kernel = "no_such_row";
-  EXPECT_NE(plan({1, 64, 128}, w, cpu, options).status().message().find("only no_such_row is allowed"), std::string::npos);
+  EXPECT_NE(
+      plan({1, 64, 128}, w, cpu, options).status().message().find("only no_such_row is allowed"),
+      std::string::npos);
   EXPECT_FALSE(plan({INT64_MAX / 4, 64, 128}, w, cpu).ok());
 }
 

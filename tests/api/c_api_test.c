@@ -1,4 +1,5 @@
-/* The C API from C: quantize, pack, multiply, and every border. Exit code 0 when all checks hold. */
+/* The C API from C: quantize, pack, multiply, and every border. Exit code 0 when all checks hold.
+ */
 #include <math.h>
 #include <nibble/c_api.h>
 #include <stdio.h>
@@ -7,13 +8,13 @@
 
 static int failures = 0;
 
-#define CHECK(condition)                                                                  \
-  do {                                                                                    \
-    if (!(condition)) {                                                                   \
+#define CHECK(condition)                                                              \
+  do {                                                                                \
+    if (!(condition)) {                                                               \
       fprintf(stderr, "%s:%d: %s (last error: %s)\n", __FILE__, __LINE__, #condition, \
-              nibble_last_error());                                                       \
-      ++failures;                                                                         \
-    }                                                                                     \
+              nibble_last_error());                                                   \
+      ++failures;                                                                     \
+    }                                                                                 \
   } while (0)
 
 enum { kN = 48, kK = 160, kM = 5 };
@@ -32,8 +33,10 @@ static nibble_matrix matrix(void* data, int64_t rows, int64_t cols) {
 static void multiplies_as_the_decoded_weight_does(const char* format) {
   static float w[kN * kK], decoded[kN * kK], x[kM * kK], y[kM * kN], bias[kN];
   unsigned state = 1;
-  for (int i = 0; i < kN * kK; ++i) w[i] = (float)((state = state * 1664525u + 1013904223u) >> 8) / 8388608.0f - 1.0f;
-  for (int i = 0; i < kM * kK; ++i) x[i] = (float)((state = state * 1664525u + 1013904223u) >> 8) / 8388608.0f - 1.0f;
+  for (int i = 0; i < kN * kK; ++i)
+    w[i] = (float)((state = state * 1664525u + 1013904223u) >> 8) / 8388608.0f - 1.0f;
+  for (int i = 0; i < kM * kK; ++i)
+    x[i] = (float)((state = state * 1664525u + 1013904223u) >> 8) / 8388608.0f - 1.0f;
   for (int i = 0; i < kN; ++i) bias[i] = (float)i;
 
   nibble_matrix weight = matrix(w, kN, kK), vx = matrix(x, kM, kK), vy = matrix(y, kM, kN);

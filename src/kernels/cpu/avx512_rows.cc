@@ -98,7 +98,7 @@ constexpr KernelInfo prepare_row(const char* name, XForm form, Compute compute, 
                   .gathers = true,
                   .pre_scales = form != XForm::kBf16Rows,  // would round x
                   .numerics = {.x_quant = compute},
-                  .macs_per_ns = 4.0f},                    // values
+                  .macs_per_ns = 4.0f},  // values
           .cpu_prepare = run};
 }
 

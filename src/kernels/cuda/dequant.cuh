@@ -63,12 +63,18 @@ NIBBLE_HD T load_at(const void* data, int64_t index) {
 /// One value of an array of a scale or activation dtype; NaN for dtypes that hold neither.
 NIBBLE_HD float load_value(const void* data, DType dtype, int64_t index) {
   switch (dtype) {
-    case DType::kF32: return load_at<float>(data, index);
-    case DType::kF16: return decode_f16(load_at<uint16_t>(data, index));
-    case DType::kBF16: return decode_bf16(load_at<uint16_t>(data, index));
-    case DType::kE4M3: return decode_e4m3(load_at<uint8_t>(data, index));
-    case DType::kE8M0: return decode_e8m0(load_at<uint8_t>(data, index));
-    case DType::kU8: return static_cast<float>(load_at<uint8_t>(data, index));
+    case DType::kF32:
+      return load_at<float>(data, index);
+    case DType::kF16:
+      return decode_f16(load_at<uint16_t>(data, index));
+    case DType::kBF16:
+      return decode_bf16(load_at<uint16_t>(data, index));
+    case DType::kE4M3:
+      return decode_e4m3(load_at<uint8_t>(data, index));
+    case DType::kE8M0:
+      return decode_e8m0(load_at<uint8_t>(data, index));
+    case DType::kU8:
+      return static_cast<float>(load_at<uint8_t>(data, index));
     case DType::kE5M2:
     case DType::kF64:
     case DType::kI8:
@@ -78,7 +84,8 @@ NIBBLE_HD float load_value(const void* data, DType dtype, int64_t index) {
     case DType::kI32:
     case DType::kU64:
     case DType::kI64:
-    case DType::kBool: break;
+    case DType::kBool:
+      break;
   }
   return float_of_bits(0x7FC00000u);
 }
@@ -94,7 +101,8 @@ NIBBLE_HD uint16_t round_to_bf16(float value) {
 NIBBLE_HD uint16_t round_to_f16(float value) {
   const uint32_t bits = bits_of_float(value), magnitude = bits & 0x7FFFFFFFu;
   const auto sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
-  if (magnitude > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u | ((bits >> 13) & 0x3FFu));
+  if (magnitude > 0x7F800000u)
+    return static_cast<uint16_t>(sign | 0x7E00u | ((bits >> 13) & 0x3FFu));
   if (magnitude >= 0x477FF000u) return static_cast<uint16_t>(sign | 0x7C00u);  // 65520 and above
   if (magnitude < 0x38800000u) {
     const float shifted = float_of_bits(magnitude) + 0.5f;
@@ -109,19 +117,25 @@ NIBBLE_HD void store_value(void* data, DType dtype, int64_t index, float value) 
   if (dtype == DType::kF32) {
     static_cast<float*>(data)[index] = value;
   } else {
-    static_cast<uint16_t*>(data)[index] = dtype == DType::kBF16 ? round_to_bf16(value) : round_to_f16(value);
+    static_cast<uint16_t*>(data)[index] =
+        dtype == DType::kBF16 ? round_to_bf16(value) : round_to_f16(value);
   }
 }
 
 /// The element's number for one code; `codebook` is used by kNF4 only.
 NIBBLE_HD float decode_code(Element element, uint8_t code, const float* codebook) {
   switch (element) {
-    case Element::kInt4: return static_cast<float>((code ^ 8) - 8);
+    case Element::kInt4:
+      return static_cast<float>((code ^ 8) - 8);
     case Element::kUint4:
-    case Element::kUint8: return static_cast<float>(code);
-    case Element::kE2M1: return decode_e2m1(code);
-    case Element::kNF4: return codebook[code & 15];
-    case Element::kInt8: return static_cast<float>(static_cast<int8_t>(code));
+    case Element::kUint8:
+      return static_cast<float>(code);
+    case Element::kE2M1:
+      return decode_e2m1(code);
+    case Element::kNF4:
+      return codebook[code & 15];
+    case Element::kInt8:
+      return static_cast<float>(static_cast<int8_t>(code));
   }
   return 0;
 }

@@ -1,6 +1,6 @@
-#include "kernels/cuda/naive.cuh"
-
 #include <cuda_runtime.h>
+
+#include "kernels/cuda/naive.cuh"
 
 namespace nibble {
 namespace {
@@ -25,7 +25,8 @@ int naive_matmul_cuda(const MatmulArgs& matmul, void* stream) {
   for (int i = 0; i < 16; ++i) args.codebook[i] = matmul.w.codebook[i];
   const int64_t blocks = (matmul.m * matmul.w.n + kThreads - 1) / kThreads;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  naive_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args);
+  naive_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+      args);
   return cudaGetLastError();
 }
 

@@ -1,10 +1,12 @@
-// One output per thread, any Format, row-major weights: the plain meaning of a product on the device.
+// One output per thread, any Format, row-major weights: the plain meaning of a product on the
+// device.
 //
-//   thread (m, n):  y[m][n] = epilogue( sum over groups g of scale[n][g] * (sum over columns in g of
+//   thread (m, n):  y[m][n] = epilogue( sum over groups g of scale[n][g] * (sum over columns in g
+//   of
 //                                       value(code) * x ) )
 //
-// It reads a row of codes per thread, so nothing is coalesced; it exists to be right on every GPU, to
-// serve Formats that no faster row takes, and to be compared with. The host compiles it too.
+// It reads a row of codes per thread, so nothing is coalesced; it exists to be right on every GPU,
+// to serve Formats that no faster row takes, and to be compared with. The host compiles it too.
 #ifndef NIBBLE_KERNELS_CUDA_NAIVE_CUH_
 #define NIBBLE_KERNELS_CUDA_NAIVE_CUH_
 
@@ -62,11 +64,16 @@ NIBBLE_HD float group_sum(const NaiveArgs& args, int64_t m, int64_t n, int64_t g
 
 NIBBLE_HD float activate_naive(Activation activation, float v) {
   switch (activation) {
-    case Activation::kNone: return v;
-    case Activation::kRelu: return v < 0 ? 0.0f : v;
-    case Activation::kSilu: return v / (1 + expf(-v));
-    case Activation::kGeluTanh: return 0.5f * v * (1 + tanhf(0.7978845608f * (v + 0.044715f * v * v * v)));
-    case Activation::kGeluErf: return 0.5f * v * (1 + erff(v * 0.7071067812f));
+    case Activation::kNone:
+      return v;
+    case Activation::kRelu:
+      return v < 0 ? 0.0f : v;
+    case Activation::kSilu:
+      return v / (1 + expf(-v));
+    case Activation::kGeluTanh:
+      return 0.5f * v * (1 + tanhf(0.7978845608f * (v + 0.044715f * v * v * v)));
+    case Activation::kGeluErf:
+      return 0.5f * v * (1 + erff(v * 0.7071067812f));
   }
   return v;
 }
@@ -87,7 +94,8 @@ NIBBLE_HD void naive_output(const NaiveArgs& args, int64_t m, int64_t n) {
     t += e.beta * load_value(static_cast<const uint8_t*>(e.c) + m * e.c_stride_bytes, a.y_dtype, n);
   }
   if (e.residual != nullptr) {
-    t += load_value(static_cast<const uint8_t*>(e.residual) + m * e.residual_stride_bytes, a.y_dtype, n);
+    t += load_value(static_cast<const uint8_t*>(e.residual) + m * e.residual_stride_bytes,
+                    a.y_dtype, n);
   }
   store_value(static_cast<uint8_t*>(a.y) + m * a.y_stride_bytes, a.y_dtype, n, t);
 }

@@ -36,7 +36,8 @@ TEST(CudaDequantTest, EveryPatternDecodesAsCoreSays) {
   }
   for (uint8_t code = 0; code < 16; ++code) {
     for (const Element element : {Element::kInt4, Element::kUint4, Element::kE2M1, Element::kNF4}) {
-      expect_same(decode_code(element, code, kNf4Codebook.data()), decode_element(element, code, kNf4Codebook.data()), code);
+      expect_same(decode_code(element, code, kNf4Codebook.data()),
+                  decode_element(element, code, kNf4Codebook.data()), code);
     }
   }
 }
@@ -45,12 +46,14 @@ TEST(CudaDequantTest, RoundingAgreesWithCore) {
   std::mt19937 random(1);
   for (int i = 0; i < 2000000; ++i) {
     float value = float_of_bits(static_cast<uint32_t>(random()));
-    if (i % 2 == 0) value = std::ldexp(std::fmod(value, 2.0f), static_cast<int>(random() % 44) - 28);
+    if (i % 2 == 0)
+      value = std::ldexp(std::fmod(value, 2.0f), static_cast<int>(random() % 44) - 28);
     if (std::isnan(value)) continue;
     ASSERT_EQ(round_to_f16(value), f32_to_f16(value)) << value;
     ASSERT_EQ(round_to_bf16(value), f32_to_bf16(value)) << value;
   }
-  for (const float value : {0.0f, -0.0f, 0x1p-24f, 0x1p-25f, 0x1.8p-25f, 65504.0f, 65519.0f, 65520.0f, INFINITY, -INFINITY}) {
+  for (const float value : {0.0f, -0.0f, 0x1p-24f, 0x1p-25f, 0x1.8p-25f, 65504.0f, 65519.0f,
+                            65520.0f, INFINITY, -INFINITY}) {
     EXPECT_EQ(round_to_f16(value), f32_to_f16(value)) << value;
   }
 }
@@ -58,13 +61,16 @@ TEST(CudaDequantTest, RoundingAgreesWithCore) {
 /// Powers of two as scales and small integers as x: every order of summation gives the same bits.
 TEST(CudaNaiveTest, MultipliesEveryFormatExactlyOnExactData) {
   std::mt19937 random(2);
-  for (const char* name : {"int4-g128", "int4-channel", "uint4-g32", "uint4-g32:f16:zfloat", "uint4-g64:f32:zadd", "nvfp4", "mxfp4",
-                           "fp4-g32", "nf4-g64", "int8-g16", "uint8-g64:f16"}) {
+  for (const char* name :
+       {"int4-g128", "int4-channel", "uint4-g32", "uint4-g32:f16:zfloat", "uint4-g64:f32:zadd",
+        "nvfp4", "mxfp4", "fp4-g32", "nf4-g64", "int8-g16", "uint8-g64:f16"}) {
     const int64_t n = 7, k = 165, m = 3;
     QuantizedTensor q = *make_quantized_tensor(*Format::parse(name), n, k);
-    for (int64_t i = 0; i < q.codes.bytes(); ++i) q.codes.mutable_data()[i] = static_cast<uint8_t>(random());
+    for (int64_t i = 0; i < q.codes.bytes(); ++i)
+      q.codes.mutable_data()[i] = static_cast<uint8_t>(random());
     if (q.format.bits() == 4) {
-      for (int64_t r = 1; r <= n; ++r) q.codes.mutable_data()[r * q.format.code_row_bytes(k) - 1] &= 15;
+      for (int64_t r = 1; r <= n; ++r)
+        q.codes.mutable_data()[r * q.format.code_row_bytes(k) - 1] &= 15;
     }
     for (int64_t i = 0; i < n * q.format.groups(k); ++i) {
       if (q.format.scale == DType::kE8M0) {
@@ -72,15 +78,19 @@ TEST(CudaNaiveTest, MultipliesEveryFormatExactlyOnExactData) {
       } else {
         store_from_f32(q.scales.mutable_data(), q.format.scale, i, random() % 2 == 0 ? 0.5f : 2.0f);
       }
-      if (q.format.zero == ZeroKind::kInteger) q.zeros.mutable_data()[i] = static_cast<uint8_t>(random() % 16);
+      if (q.format.zero == ZeroKind::kInteger)
+        q.zeros.mutable_data()[i] = static_cast<uint8_t>(random() % 16);
       if (q.format.zero == ZeroKind::kFloatCode || q.format.zero == ZeroKind::kAdditive) {
-        store_from_f32(q.zeros.mutable_data(), q.format.scale, i, static_cast<float>(random() % 16) * 0.5f);
+        store_from_f32(q.zeros.mutable_data(), q.format.scale, i,
+                       static_cast<float>(random() % 16) * 0.5f);
       }
     }
     if (q.format.element == Element::kNF4) {
       for (size_t i = 0; i < 16; ++i) q.codebook[i] = static_cast<float>(i) * 0.25f - 2;  // dyadic
     }
-    q.tensor_scales = q.format.zero == ZeroKind::kAdditive ? std::vector<TensorScale>{} : std::vector<TensorScale>{{0, 0.5f}, {3, 4.0f}};
+    q.tensor_scales = q.format.zero == ZeroKind::kAdditive
+                          ? std::vector<TensorScale>{}
+                          : std::vector<TensorScale>{{0, 0.5f}, {3, 4.0f}};
     q.tensor_scale_op = TensorScaleOp::kDivide;
     for (int32_t j = 0; j < k; ++j) {
       q.k_perm.push_back(static_cast<int32_t>((j * 7) % k));
@@ -88,7 +98,8 @@ TEST(CudaNaiveTest, MultipliesEveryFormatExactlyOnExactData) {
     }
     const PackedWeight packed = *pack(q, {LayoutId::kRowMajor, false});
 
-    std::vector<float> x(static_cast<size_t>(m * k)), y(static_cast<size_t>(m * n), NAN), decoded(static_cast<size_t>(n * k));
+    std::vector<float> x(static_cast<size_t>(m * k)), y(static_cast<size_t>(m * n), NAN),
+        decoded(static_cast<size_t>(n * k));
     for (float& v : x) v = static_cast<float>(static_cast<int>(random() % 5) - 2);
     NaiveArgs args{};
     args.matmul.x = x.data();
@@ -120,10 +131,12 @@ TEST(CudaNaiveTest, MultipliesEveryFormatExactlyOnExactData) {
         double sum = 0;
         for (int64_t c = 0; c < k; ++c) {
           const auto at = static_cast<size_t>(c);
-          sum += static_cast<double>(x[static_cast<size_t>(i * k) + at]) * static_cast<double>(q.pre_scale[at]) *
+          sum += static_cast<double>(x[static_cast<size_t>(i * k) + at]) *
+                 static_cast<double>(q.pre_scale[at]) *
                  static_cast<double>(decoded[static_cast<size_t>(j * k) + at]);
         }
-        ASSERT_EQ(static_cast<double>(y[static_cast<size_t>(i * n + j)]), sum) << name << " " << i << " " << j;
+        ASSERT_EQ(static_cast<double>(y[static_cast<size_t>(i * n + j)]), sum)
+            << name << " " << i << " " << j;
       }
     }
   }
@@ -133,7 +146,8 @@ TEST(CudaNaiveTest, IsPlannedForDescribedGpus) {
   if (cuda_kernels().empty()) GTEST_SKIP() << "this build has no CUDA rows";
   for (const char* device : {"h200", "thor", "orin", "rtx4090"}) {
     for (const char* format : named_formats()) {
-      const auto weight = described_weight(*Format::parse(format), 64, 4304, {LayoutId::kRowMajor, false});
+      const auto weight =
+          described_weight(*Format::parse(format), 64, 4304, {LayoutId::kRowMajor, false});
       const auto made = plan({5, 64, 4304}, *weight, *Device::named(device));
       ASSERT_TRUE(made.ok()) << device << " " << format << ": " << made.status().message();
       EXPECT_EQ(made->workspace_bytes, 0);
@@ -141,8 +155,10 @@ TEST(CudaNaiveTest, IsPlannedForDescribedGpus) {
   }
   Device pascal = *Device::named("h200");
   pascal.sm = 61;
-  const auto weight = described_weight(*Format::parse("nvfp4"), 64, 64, {LayoutId::kRowMajor, false});
-  EXPECT_NE(plan({1, 64, 64}, *weight, pascal).status().message().find("is sm_61"), std::string::npos);
+  const auto weight =
+      described_weight(*Format::parse("nvfp4"), 64, 64, {LayoutId::kRowMajor, false});
+  EXPECT_NE(plan({1, 64, 64}, *weight, pascal).status().message().find("is sm_61"),
+            std::string::npos);
 }
 
 }  // namespace

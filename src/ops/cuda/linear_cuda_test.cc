@@ -1,4 +1,5 @@
-// On a GPU: products, the first use under graph capture, several streams. Without one, the refusals.
+// On a GPU: products, the first use under graph capture, several streams. Without one, the
+// refusals.
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
@@ -14,7 +15,8 @@ namespace {
 QuantizedTensor exact_weight(const char* format, int64_t n, int64_t k) {
   std::mt19937 random(1);
   QuantizedTensor q = *make_quantized_tensor(*Format::parse(format), n, k);
-  for (int64_t i = 0; i < q.codes.bytes(); ++i) q.codes.mutable_data()[i] = static_cast<uint8_t>(random());
+  for (int64_t i = 0; i < q.codes.bytes(); ++i)
+    q.codes.mutable_data()[i] = static_cast<uint8_t>(random());
   for (int64_t i = 0; i < n * q.format.groups(k); ++i) {
     if (q.format.scale == DType::kE8M0) {
       q.scales.mutable_data()[i] = 127;
@@ -64,16 +66,19 @@ struct GpuFloats {
   size_t count;
 };
 
-void expect_product(const QuantizedTensor& q, const std::vector<float>& x, int64_t m, const std::vector<float>& y) {
+void expect_product(const QuantizedTensor& q, const std::vector<float>& x, int64_t m,
+                    const std::vector<float>& y) {
   std::vector<float> w(static_cast<size_t>(q.n * q.k));
   q.dequantize(0, q.n, w.data());
   for (int64_t i = 0; i < m; ++i) {
     for (int64_t j = 0; j < q.n; ++j) {
       double sum = 0;
       for (int64_t c = 0; c < q.k; ++c) {
-        sum += static_cast<double>(x[static_cast<size_t>(i * q.k + c)]) * static_cast<double>(w[static_cast<size_t>(j * q.k + c)]);
+        sum += static_cast<double>(x[static_cast<size_t>(i * q.k + c)]) *
+               static_cast<double>(w[static_cast<size_t>(j * q.k + c)]);
       }
-      ASSERT_EQ(static_cast<double>(y[static_cast<size_t>(i * q.n + j)]), sum) << q.format.name() << " " << i << " " << j;
+      ASSERT_EQ(static_cast<double>(y[static_cast<size_t>(i * q.n + j)]), sum)
+          << q.format.name() << " " << i << " " << j;
     }
   }
 }
@@ -93,7 +98,8 @@ TEST_F(LinearOnGpu, MultipliesEveryNamedFormatExactlyOnExactData) {
     const auto x = integers(5 * 304);
     const GpuFloats gx(x);
     const GpuFloats gy(std::vector<float>(5 * 70, NAN));
-    const Status status = op->run(dense_matrix<const void>(gx.data, DType::kF32, 5, 304), dense_matrix<void>(gy.data, DType::kF32, 5, 70));
+    const Status status = op->run(dense_matrix<const void>(gx.data, DType::kF32, 5, 304),
+                                  dense_matrix<void>(gy.data, DType::kF32, 5, 70));
     ASSERT_TRUE(status.ok()) << status.message();
     ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
     expect_product(q, x, 5, gy.host());
@@ -114,7 +120,8 @@ TEST_F(LinearOnGpu, TheFirstUseMayHappenUnderGraphCapture) {
   ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
   RunContext context;
   context.stream = stream;
-  const Status status = op->run(dense_matrix<const void>(gx.data, DType::kF32, 3, 128), dense_matrix<void>(gy.data, DType::kF32, 3, 48), {}, context);
+  const Status status = op->run(dense_matrix<const void>(gx.data, DType::kF32, 3, 128),
+                                dense_matrix<void>(gy.data, DType::kF32, 3, 48), {}, context);
   ASSERT_TRUE(status.ok()) << status.message();
   ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
   ASSERT_EQ(cudaGraphInstantiate(&instance, graph, 0), cudaSuccess);
@@ -130,7 +137,9 @@ TEST_F(LinearOnGpu, TheFirstUseMayHappenUnderGraphCapture) {
 TEST_F(LinearOnGpu, RefusesAWeightThatIsNotOnTheGpu) {
   LinearOptions options;
   options.device = gpu_;
-  const Status status = Linear::create(*pack(exact_weight("int4-g32", 16, 32), {LayoutId::kRowMajor, false}), options).status();
+  const Status status =
+      Linear::create(*pack(exact_weight("int4-g32", 16, 32), {LayoutId::kRowMajor, false}), options)
+          .status();
   EXPECT_EQ(status.code(), Code::kInvalidArgument);
   EXPECT_NE(status.message().find("needs the weight uploaded"), std::string::npos);
 }

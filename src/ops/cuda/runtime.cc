@@ -62,8 +62,10 @@ Result<Buffer> copy_to_gpu(const void* data, int64_t bytes, int32_t index) {
   void* memory = nullptr;
   NIBBLE_RETURN_IF_ERROR(check(cudaMalloc(&memory, static_cast<size_t>(bytes)), "cudaMalloc"));
   // Freeing may come from a static destructor after the driver has gone; its error has no reader.
-  std::shared_ptr<const void> owner(memory, [](const void* p) { static_cast<void>(cudaFree(const_cast<void*>(p))); });
-  NIBBLE_RETURN_IF_ERROR(check(cudaMemcpy(memory, data, static_cast<size_t>(bytes), cudaMemcpyHostToDevice), "cudaMemcpy"));
+  std::shared_ptr<const void> owner(
+      memory, [](const void* p) { static_cast<void>(cudaFree(const_cast<void*>(p))); });
+  NIBBLE_RETURN_IF_ERROR(check(
+      cudaMemcpy(memory, data, static_cast<size_t>(bytes), cudaMemcpyHostToDevice), "cudaMemcpy"));
   return Buffer::device_view(memory, bytes, std::move(owner));
 }
 
