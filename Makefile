@@ -47,9 +47,9 @@ asan: setup-test  ## all tests under the address and undefined-behaviour sanitiz
 	@$(call compile,build-asan)
 	@$(PYTHON) tools/run_tests.py build-asan --python
 
-tsan: setup-test  ## all tests under the thread sanitizer; choose with TSAN_TESTS=regex
+tsan: setup-test  ## all tests under the thread sanitizer; choose with TSAN_TESTS=regex TSAN_TARGETS=…
 	@$(call configure,build-tsan) --preset tsan
-	@$(call compile,build-tsan)
+	@$(call compile,build-tsan) $(if $(TSAN_TARGETS),--target $(TSAN_TARGETS))
 	@$(PYTHON) tools/run_tests.py build-tsan $(if $(TSAN_TESTS),--tests '$(TSAN_TESTS)')
 
 fuzz: setup-test  ## corpus replay, then FUZZ_SECONDS (20) of fuzzing a target
