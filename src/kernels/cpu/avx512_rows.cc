@@ -114,9 +114,9 @@ constexpr KernelInfo kRows[] = {
     f32_row("avx512_f32_row_major", LayoutId::kRowMajor, {4.0f, 50.0f}),
     f32_row("avx512_f32_panel16", LayoutId::kCpuPanel16, {15.0f, 54.0f}),
     bf16_row("avx512_bf16_row_major", LayoutId::kRowMajor, {4.0f, 95.0f}),
-    bf16_row("avx512_bf16_panel16", LayoutId::kCpuPanel16, {21.0f, 100.0f}),
+    bf16_row("avx512_bf16_panel16", LayoutId::kCpuPanel16, {23.5f, 100.0f}),
     int8_row("avx512_int8_row_major", LayoutId::kRowMajor, {4.0f, 150.0f}),
-    int8_row("avx512_int8_panel16", LayoutId::kCpuPanel16, {25.0f, 160.0f}),
+    int8_row("avx512_int8_panel16", LayoutId::kCpuPanel16, {27.0f, 160.0f}),
 };
 
 }  // namespace

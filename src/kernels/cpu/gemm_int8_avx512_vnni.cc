@@ -139,98 +139,89 @@ NIBBLE_INLINE void load_zeros(__m512i (&minus_zero)[C::kPanels], const Chunk& c,
   }
 }
 
-/// Moves on by one block of columns and prefetches a slice of what comes later.
+/// Moves on by one block of columns.
 template <class C>
 NIBBLE_INLINE void next_block(Chunk& c) {
-  for (int64_t line = 0; line < c.prefetch_lines; ++line) {
-    NIBBLE_UNROLL for (int p = 0; p < C::kPanels; ++p)
-        _mm_prefetch(c.prefetch[p] + 64 * line, _MM_HINT_T0);
-  }
-  NIBBLE_UNROLL for (int p = 0; p < C::kPanels; ++p) {
-    c.codes[p] += C::kBlockBytes;
-    c.prefetch[p] += C::kBlockBytes;
-  }
+  next_codes<C::kPanels, C::kBlockBytes>(c);
   const int64_t x_block_bytes = c.x_stride * kInt8RowBlockBytes;
   c.x += x_block_bytes;
   c.x_sums += x_block_bytes;
   c.x_scales += x_block_bytes;
 }
 
+/// y += a block with two groups, whose scales stand at `scales`.
 template <class C>
-NIBBLE_INLINE void next_group(Chunk& c, int count) {
-  NIBBLE_UNROLL for (int p = 0; p < C::kPanels; ++p) {
-    c.scales[p] += 16 * count;
-    if constexpr (C::kZeros) c.zeros[p] += 64 * count;
-  }
-}
-
-template <class C>
-NIBBLE_INLINE void fill_zero(Sums<C>& y) {
+NIBBLE_INLINE void multiply_groups_of_16(Sums<C>& y, Chunk& c,
+                                         const float* const (&scales)[C::kPanels]) {
+  IntSums<C> acc;
+  Sums<C> part;
+  __m512i minus_zero[C::kPanels];
+  load_zeros<C>(minus_zero, c, 0);
   NIBBLE_UNROLL for (int r = 0; r < C::kRows; ++r) {
-    NIBBLE_UNROLL for (int p = 0; p < C::kPanels; ++p) y[r][p] = _mm512_setzero_ps();
+    start<C>(acc, r, broadcast_i32(c.x_sums + 4 * r), minus_zero);
+  }
+  dot_half<C>(acc, c, false);
+  NIBBLE_UNROLL for (int r = 0; r < C::kRows; ++r) {
+    NIBBLE_UNROLL for (int p = 0; p < C::kPanels; ++p) {
+      part[r][p] = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][p]), _mm512_load_ps(scales[p]));
+    }
+  }
+  load_zeros<C>(minus_zero, c, 1);
+  NIBBLE_UNROLL for (int r = 0; r < C::kRows; ++r) {
+    start<C>(acc, r, broadcast_i32(c.x_sums + 4 * (c.x_stride + r)), minus_zero);
+  }
+  dot_half<C>(acc, c, true);
+  NIBBLE_UNROLL for (int r = 0; r < C::kRows; ++r) {
+    const __m512 x_scale = broadcast_f32(c.x_scales + 4 * r);
+    NIBBLE_UNROLL for (int p = 0; p < C::kPanels; ++p) {
+      part[r][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][p]), _mm512_load_ps(scales[p] + 16),
+                                   part[r][p]);
+      y[r][p] = _mm512_fmadd_ps(part[r][p], x_scale, y[r][p]);
+    }
   }
 }
 
+/// y += a block that is one group, whose scale stands at `scales`.
 template <class C>
-NIBBLE_INLINE void multiply_groups_of_16(Sums<C>& y, Chunk& c) {
-  fill_zero<C>(y);
-  for (int64_t block = 0; block < c.blocks; ++block) {
-    IntSums<C> acc;
-    Sums<C> part;
-    __m512i minus_zero[C::kPanels];
-    load_zeros<C>(minus_zero, c, 0);
-    NIBBLE_UNROLL for (int r = 0; r < C::kRows; ++r)
-        start<C>(acc, r, broadcast_i32(c.x_sums + 4 * r), minus_zero);
-    dot_half<C>(acc, c, false);
-    NIBBLE_UNROLL for (int r = 0; r < C::kRows; ++r) {
-      NIBBLE_UNROLL for (int p = 0; p < C::kPanels; ++p) {
-        part[r][p] = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][p]), _mm512_load_ps(c.scales[p]));
-      }
+NIBBLE_INLINE void multiply_group_of_32(Sums<C>& y, Chunk& c,
+                                        const float* const (&scales)[C::kPanels]) {
+  IntSums<C> acc;
+  __m512i minus_zero[C::kPanels];
+  load_zeros<C>(minus_zero, c, 0);
+  dot_block<C>(acc, c, minus_zero);
+  NIBBLE_UNROLL for (int r = 0; r < C::kRows; ++r) {
+    const __m512 x_scale = broadcast_f32(c.x_scales + 4 * r);
+    NIBBLE_UNROLL for (int p = 0; p < C::kPanels; ++p) {
+      const __m512 scale = _mm512_mul_ps(_mm512_load_ps(scales[p]), x_scale);
+      y[r][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][p]), scale, y[r][p]);
     }
-    load_zeros<C>(minus_zero, c, 1);
-    NIBBLE_UNROLL for (int r = 0; r < C::kRows; ++r) {
-      start<C>(acc, r, broadcast_i32(c.x_sums + 4 * (c.x_stride + r)), minus_zero);
+  }
+}
+
+/// y += `blocks` blocks of groups of 16 or 32.
+template <class C>
+NIBBLE_INLINE void multiply_batch(Sums<C>& y, Chunk& c, int64_t blocks) {
+  constexpr int kGroupsInBlock = C::kGroups == Groups::k16 ? 2 : 1;
+  ScaleBatch<C::kRows, C::kPanels> batch;
+  load_batch(batch, c, kGroupsInBlock * blocks);
+  for (int64_t block = 0; block < blocks; ++block) {
+    if constexpr (C::kGroups == Groups::k16) {
+      multiply_groups_of_16<C>(y, c, batch.at);
+    } else {
+      multiply_group_of_32<C>(y, c, batch.at);
     }
-    dot_half<C>(acc, c, true);
-    NIBBLE_UNROLL for (int r = 0; r < C::kRows; ++r) {
-      const __m512 x_scale = broadcast_f32(c.x_scales + 4 * r);
-      NIBBLE_UNROLL for (int p = 0; p < C::kPanels; ++p) {
-        part[r][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][p]),
-                                     _mm512_load_ps(c.scales[p] + 16), part[r][p]);
-        y[r][p] = _mm512_fmadd_ps(part[r][p], x_scale, y[r][p]);
-      }
-    }
-    next_group<C>(c, 2);
+    NIBBLE_UNROLL for (int p = 0; p < C::kPanels; ++p) batch.at[p] += 16 * kGroupsInBlock;
+    next_group<C::kPanels>(c, kGroupsInBlock);
     next_block<C>(c);
   }
 }
 
-template <class C>
-NIBBLE_INLINE void multiply_groups_of_32(Sums<C>& y, Chunk& c) {
-  fill_zero<C>(y);
-  for (int64_t block = 0; block < c.blocks; ++block) {
-    IntSums<C> acc;
-    __m512i minus_zero[C::kPanels];
-    load_zeros<C>(minus_zero, c, 0);
-    dot_block<C>(acc, c, minus_zero);
-    NIBBLE_UNROLL for (int r = 0; r < C::kRows; ++r) {
-      const __m512 x_scale = broadcast_f32(c.x_scales + 4 * r);
-      NIBBLE_UNROLL for (int p = 0; p < C::kPanels; ++p) {
-        const __m512 scale = _mm512_mul_ps(_mm512_load_ps(c.scales[p]), x_scale);
-        y[r][p] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][p]), scale, y[r][p]);
-      }
-    }
-    next_group<C>(c, 1);
-    next_block<C>(c);
-  }
-}
-
-/// Blocks that share one group.
+/// y = blocks that share one group.
 template <class C>
 NIBBLE_INLINE void multiply_run(Sums<C>& y, Chunk& c, int64_t blocks) {
   __m512i minus_zero[C::kPanels];
   load_zeros<C>(minus_zero, c, 0);
-  fill_zero<C>(y);
+  fill_zero<C::kRows, C::kPanels>(y);
   for (int64_t block = 0; block < blocks; ++block) {
     IntSums<C> acc;
     dot_block<C>(acc, c, minus_zero);
@@ -243,20 +234,8 @@ NIBBLE_INLINE void multiply_run(Sums<C>& y, Chunk& c, int64_t blocks) {
     next_block<C>(c);
   }
   NIBBLE_UNROLL for (int p = 0; p < C::kPanels; ++p) {
-    const __m512 scale = _mm512_load_ps(c.scales[p]);
+    const __m512 scale = scale_of<C::kRows, C::kPanels>(c, p);
     NIBBLE_UNROLL for (int r = 0; r < C::kRows; ++r) y[r][p] = _mm512_mul_ps(y[r][p], scale);
-  }
-  next_group<C>(c, 1);
-}
-
-/// to[panel][row][16] += y
-template <class C>
-NIBBLE_INLINE void add_to(float* to, const Sums<C>& y) {
-  NIBBLE_UNROLL for (int p = 0; p < C::kPanels; ++p) {
-    NIBBLE_UNROLL for (int r = 0; r < C::kRows; ++r) {
-      float* at = to + 16 * (p * C::kRows + r);
-      _mm512_store_ps(at, _mm512_add_ps(_mm512_load_ps(at), y[r][p]));
-    }
   }
 }
 
@@ -265,32 +244,38 @@ template <class C>
 void multiply_chunk(const Chunk& chunk, float* part) {
   Chunk c = chunk;
   Sums<C> y;
-  if constexpr (C::kGroups == Groups::k16) {
-    multiply_groups_of_16<C>(y, c);
-    add_to<C>(part, y);
-  } else if constexpr (C::kGroups == Groups::k32) {
-    multiply_groups_of_32<C>(y, c);
-    add_to<C>(part, y);
-  } else {
-    int64_t run = min_i64(c.first_run_blocks, c.blocks);
-    for (int64_t left = c.blocks; left > 0; left -= run, run = min_i64(c.group_blocks, left)) {
+  if constexpr (C::kGroups == Groups::kWide) {
+    for (Runs runs = runs_of(c); runs.left > 0;) {
+      const int64_t run = run_blocks(runs);
       multiply_run<C>(y, c, run);
-      add_to<C>(part, y);
+      add_to<C::kRows, C::kPanels>(part, y);
+      if (end_run(runs, c, run)) next_group<C::kPanels>(c, 1);
+      if (runs.sum_left == 0) runs.sum_left = min_i64(kSumBlocks, runs.left);
+    }
+  } else {
+    for (int64_t left = c.blocks; left > 0;) {
+      const int64_t end = left - min_i64(kSumBlocks, left);
+      fill_zero<C::kRows, C::kPanels>(y);
+      for (int64_t blocks; left > end; left -= blocks) {
+        blocks = min_i64(kBatchBlocks, left - end);
+        multiply_batch<C>(y, c, blocks);
+      }
+      add_to<C::kRows, C::kPanels>(part, y);
     }
   }
 }
 
-/// The register tiles of one kind of weight: [rows - 1][panels 1, 2, 4].
+/// The register tiles of one kind of weight.
 template <Codes kCodes, bool kZeros, Groups kGroups>
 struct Tiles {
   template <int kRows, int kPanels>
   static constexpr ChunkFn fn() {
     return multiply_chunk<Config<kCodes, kZeros, kGroups, kRows, kPanels>>;
   }
-  static constexpr ChunkFn kFn[kTileRows][3] = {{fn<1, 1>(), fn<1, 2>(), nullptr},
-                                                {fn<2, 1>(), fn<2, 2>(), fn<2, 4>()},
-                                                {fn<3, 1>(), fn<3, 2>(), nullptr},
-                                                {fn<4, 1>(), fn<4, 2>(), nullptr}};
+  static constexpr ChunkFn kFn[kTileRows][kTilePanels] = {{fn<1, 1>(), fn<1, 2>()},
+                                                          {fn<2, 1>(), fn<2, 2>()},
+                                                          {fn<3, 1>(), fn<3, 2>()},
+                                                          {fn<4, 1>(), fn<4, 2>()}};
 };
 
 template <Codes kCodes, bool kZeros>
@@ -303,14 +288,6 @@ TileTable tiles_for_group(const WeightArgs& w) {
 
 /// What panel_walk_avx512.h asks of this row.
 struct Int8Family {
-  static constexpr int64_t kChunkColumns = 512;  // 16 additions a partial sum
-
-  /// One row waits for memory, and one stream of codes reads fastest.
-  static int64_t panels_at_once(int64_t rows, int64_t left) {
-    if (rows == 1 || left == 1) return 1;
-    return rows == 2 && left >= 4 ? 4 : 2;
-  }
-
   static TileTable tiles(const WeightArgs& w) {
     switch (w.element) {
       case Element::kE2M1:
@@ -329,14 +306,11 @@ struct Int8Family {
   }
 
   /// int16 pairs (-z, 0) a lane.
-  static bool decode_zeros(const WeightArgs& w, const void* zeros, int64_t index, int64_t groups,
-                           uint8_t* out) {
+  static bool decode_zeros(const WeightArgs& w, const ZerosOf& from, uint8_t* out, float*) {
     if (w.zero_kind != ZeroKind::kInteger) return false;
-    const uint8_t* z = static_cast<const uint8_t*>(zeros) + 16 * index;
-    for (int64_t g = 0; g < groups; ++g) {
-      const __m512i wide =
-          _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(z + 16 * g)));
-      const __m512i minus = _mm512_sub_epi32(_mm512_setzero_si512(), wide);
+    for (int64_t g = 0; g < from.groups; ++g) {
+      const __m512i minus =
+          _mm512_sub_epi32(_mm512_setzero_si512(), load_u8(from.zeros, from.index + g));
       _mm512_store_si512(out + 64 * g, _mm512_and_si512(minus, _mm512_set1_epi32(0xFFFF)));
     }
     return false;

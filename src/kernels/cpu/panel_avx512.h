@@ -131,6 +131,12 @@ NIBBLE_INLINE __m512 broadcast_f32(const void* p) { return _mm512_castsi512_ps(b
 
 NIBBLE_INLINE int64_t min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
 
+/// Bytes 16*index .. 16*index + 15 as int32.
+NIBBLE_INLINE __m512i load_u8(const void* bytes, int64_t index) {
+  const uint8_t* at = static_cast<const uint8_t*>(bytes) + 16 * index;
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+}
+
 /// Type in which zeros are stored.
 NIBBLE_INLINE DType zero_dtype(const WeightArgs& w) {
   return w.zero_kind == ZeroKind::kInteger ? DType::kU8 : w.scale_dtype;
