@@ -2,7 +2,8 @@
  *
  * Every function that can fail returns a nibble_status; nibble_last_error() holds the sentence of
  * the calling thread's last failure. Handles are opaque and freed by their *_free, which takes
- * NULL. Structs begin with struct_size = sizeof(the struct), so that later versions may grow them.
+ * NULL. Structs begin with struct_size = sizeof(the struct), so that later versions may grow them;
+ * their enumerations are int32_t, so that a wrong value is an error and not undefined.
  * No exception crosses this border. All functions may be called from several threads; a handle may
  * be used by several threads at once unless its function says otherwise. */
 #ifndef NIBBLE_C_API_H_
@@ -60,8 +61,8 @@ size_t nibble_doctor(char* text, size_t capacity);
 /* Row-major matrix; rows lie `stride_bytes` apart (0: dense). */
 typedef struct nibble_matrix {
   size_t struct_size;
-  void* data; /* read only where the function says "in" */
-  nibble_dtype dtype;
+  void* data;    /* read only where the function says "in" */
+  int32_t dtype; /* a nibble_dtype */
   int64_t rows, cols;
   int64_t stride_bytes;
 } nibble_matrix;
@@ -87,8 +88,8 @@ int64_t nibble_packed_bytes(const nibble_packed* packed);
 
 typedef struct nibble_linear_options {
   size_t struct_size;
-  nibble_compute compute;
-  int threads; /* 0: all cores, in a pool shared by the process */
+  int32_t compute; /* a nibble_compute */
+  int threads;     /* 0: all cores, in a pool shared by the process */
 } nibble_linear_options;
 
 /* The linear shares the packed weight: `packed` may be freed afterwards. `options` may be NULL. */
@@ -104,8 +105,8 @@ typedef struct nibble_epilogue {
   const nibble_matrix* c;        /* y's shape and dtype; may be y's memory; NULL when beta is 0 */
   const nibble_matrix* residual; /* y's shape and dtype; NULL: none */
   const void* bias;              /* [n] in bias_dtype; NULL: none */
-  nibble_dtype bias_dtype;
-  nibble_activation activation;
+  int32_t bias_dtype;            /* a nibble_dtype */
+  int32_t activation;            /* a nibble_activation */
 } nibble_epilogue;
 
 /* x [m, k] in, y [m, n] out; any of f32, f16, bf16. `epilogue` may be NULL. */

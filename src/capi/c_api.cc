@@ -86,7 +86,7 @@ Status check_struct(const Struct* value, const char* name) {
                                   ", this version needs " + std::to_string(sizeof(Struct)));
 }
 
-Result<nibble::DType> dtype_of(nibble_dtype dtype) {
+Result<nibble::DType> dtype_of(int32_t dtype) {
   switch (dtype) {
     case NIBBLE_F32:
       return nibble::DType::kF32;
@@ -95,11 +95,10 @@ Result<nibble::DType> dtype_of(nibble_dtype dtype) {
     case NIBBLE_BF16:
       return nibble::DType::kBF16;
   }
-  return nibble::invalid_argument("dtype " + std::to_string(static_cast<int>(dtype)) +
-                                  " is not a nibble_dtype");
+  return nibble::invalid_argument("dtype " + std::to_string(dtype) + " is not a nibble_dtype");
 }
 
-Result<nibble::Activation> activation_of(nibble_activation activation) {
+Result<nibble::Activation> activation_of(int32_t activation) {
   switch (activation) {
     case NIBBLE_NO_ACTIVATION:
       return nibble::Activation::kNone;
@@ -112,7 +111,7 @@ Result<nibble::Activation> activation_of(nibble_activation activation) {
     case NIBBLE_GELU_ERF:
       return nibble::Activation::kGeluErf;
   }
-  return nibble::invalid_argument("activation " + std::to_string(static_cast<int>(activation)) +
+  return nibble::invalid_argument("activation " + std::to_string(activation) +
                                   " is not a nibble_activation");
 }
 
@@ -268,8 +267,7 @@ nibble_status nibble_linear_create(const nibble_packed* packed,
     if (options != nullptr) {
       NIBBLE_RETURN_IF_ERROR(check_struct(options, "options"));
       if (options->compute != NIBBLE_EXACT && options->compute != NIBBLE_INT8) {
-        return nibble::invalid_argument("compute " +
-                                        std::to_string(static_cast<int>(options->compute)) +
+        return nibble::invalid_argument("compute " + std::to_string(options->compute) +
                                         " is not a nibble_compute");
       }
       chosen.compute =

@@ -102,7 +102,7 @@ static void errors_have_a_code_and_a_sentence(void) {
   nibble_linear_options options;
   memset(&options, 0, sizeof(options));
   options.struct_size = sizeof(options);
-  options.compute = (nibble_compute)9;
+  options.compute = 9;
   nibble_linear* linear = NULL;
   CHECK(nibble_linear_create(packed, &options, &linear) == NIBBLE_INVALID_ARGUMENT);
   options.compute = NIBBLE_INT8;
