@@ -134,6 +134,8 @@ NIBBLE_INLINE __m512 sixteen_columns(const uint8_t* x) {
 struct Bf16Family {
   static constexpr int kLargestZero = 15;  // that the table's index takes
 
+  static constexpr bool kPrefetchesOneRow = false;
+
   static TileTable tiles(const WeightArgs& w) {
     return w.zero_kind == ZeroKind::kInteger ? tiles_for_group<true>(w) : tiles_for_group<false>(w);
   }

@@ -105,6 +105,8 @@ NIBBLE_INLINE __m512 sixteen_columns(const uint8_t* x) { return _mm512_loadu_ps(
 
 /// What panel_walk_avx512.h asks of this row.
 struct F32Family {
+  static constexpr bool kPrefetchesOneRow = true;
+
   static TileTable tiles(const WeightArgs& w) {
     const bool zero_apart = w.zero_kind == ZeroKind::kNone || w.zero_kind == ZeroKind::kAdditive;
     switch (w.element) {

@@ -288,6 +288,8 @@ TileTable tiles_for_group(const WeightArgs& w) {
 
 /// What panel_walk_avx512.h asks of this row.
 struct Int8Family {
+  static constexpr bool kPrefetchesOneRow = false;
+
   static TileTable tiles(const WeightArgs& w) {
     switch (w.element) {
       case Element::kE2M1:

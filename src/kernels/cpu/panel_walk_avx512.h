@@ -12,6 +12,7 @@
 //   set_rows(args, k_end, row, k, chunk)        where x lies
 //   correct(chunk, rows, panels, part)          adds what the register tiles leave out
 //   finish(w, sums, floats)                     last step on the sums
+//   kPrefetchesOneRow                           one row of x takes longer than reading its weights
 //
 // FP32 sums have three levels (note in epilogue.h), at columns that depend on K alone, so that bits
 // depend neither on m nor on the split: a ChunkFn's registers over kSumColumns, `part` over
@@ -36,11 +37,14 @@ constexpr int64_t kPartColumns = 4096;
 constexpr int64_t kRowsAtOnce = 64;  // rows whose sums lie in L1 while K is walked
 constexpr int64_t kMaxSums = kRowsAtOnce * kTilePanels * 16;
 
-// Up to kStreamRows rows of x wait for memory. One panel at a time is one stream of codes, which
-// the hardware prefetches best (Zen 4, huge pages: 33 GB/s; two panels 25, with software prefetch
-// 29 and 23), and long chunks keep what happens between them rare.
+// Up to kStreamRows rows of x wait for memory more than they compute. One panel at a time is one
+// stream of codes, which reads best, and long chunks keep what happens between them rare. Zen 4
+// with huge pages, int4-g128, one row: 33 GB/s; two panels 25; with software prefetch 29 and 23.
+// Where arithmetic takes longer than reading, the hardware's prefetch falls asleep at each page and
+// software prefetch wins: FP32, one row 15.6 against 14.2 GB/s, two rows 11.7 against 8.6.
 constexpr int64_t kStreamRows = 2;
 constexpr int64_t kStreamChunkColumns = 2048;
+constexpr int64_t kStreamPrefetchBytes = 2048;
 constexpr int64_t kTileChunkColumns = kSumColumns;
 constexpr int64_t kMaxChunkGroups = kStreamChunkColumns / kSmallestGroup;
 static_assert(kStreamChunkColumns >= kTilePanels * kTileChunkColumns, "scratch of all panels");
@@ -260,7 +264,8 @@ NIBBLE_INLINE Chunk chunk_at(const Work& work, int64_t k, Scratch* scratch) {
     const int64_t panel = work.panel + p;
     if (w.layout == LayoutId::kCpuPanel16) {
       c.codes[p] = w.codes + panel * panel_bytes + k / kBlockColumns * block_bytes;
-      c.prefetch[p] = end == work.k_end
+      c.prefetch[p] = work.stream ? c.codes[p] + kStreamPrefetchBytes
+                      : end == work.k_end
                           ? w.codes + (work.next_panel + p) * panel_bytes
                           : c.codes[p] + work.chunk_columns / kBlockColumns * block_bytes;
     } else {
@@ -296,7 +301,8 @@ NIBBLE_INLINE void multiply_panels(const Work& work) {
   const int64_t floats = num_rows * work.panels * 16;
   const int64_t lines = code_block_bytes(args.w.element) / 64;
   const int64_t num_tiles = (num_rows + kTileRows - 1) / kTileRows;
-  const int64_t lines_per_tile = work.stream ? 0 : (lines + num_tiles - 1) / num_tiles;
+  const bool hardware_prefetch = work.stream && num_rows == 1 && !Family::kPrefetchesOneRow;
+  const int64_t lines_per_tile = hardware_prefetch ? 0 : (lines + num_tiles - 1) / num_tiles;
   alignas(64) float sums[kMaxSums], part[kMaxSums];
   Scratch scratch;
   clear_sums(sums, floats);
