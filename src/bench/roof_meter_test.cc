@@ -39,7 +39,8 @@ TEST(RoofMeter, PeaksStandInTheRatioOfTheirInstructions) {
   RoofMeter meter = meter_for(pool.get(), cpu);
   const auto nearest_ratio = [&meter](Roof roof, double expected) {
     double nearest = 0;
-    for (int attempt = 0; attempt < 20 && std::abs(nearest - expected) > 0.2 * expected; ++attempt) {
+    for (int attempt = 0; attempt < 20 && std::abs(nearest - expected) > 0.2 * expected;
+         ++attempt) {
       const double f32 = meter.measure(Roof::kF32, kSeconds);
       const double ratio = meter.measure(roof, kSeconds) / f32;
       if (std::abs(ratio - expected) < std::abs(nearest - expected)) nearest = ratio;
