@@ -1,6 +1,7 @@
 #include "nibble/pack.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <cstring>
 #include <random>
@@ -188,6 +189,23 @@ TEST(PackTest, WhatCannotBePackedIsRefusedWithTheRule) {
             std::string::npos);
   const QuantizedTensor even = random_tensor(*Format::parse("int4-g32"), 8, 32, 1);
   EXPECT_EQ(pack(even, {LayoutId::kRowMajor, true}).status().code(), Code::kUnsupported);
+}
+
+// Codes move straight from their source to their place: beside both, packing holds next to nothing.
+TEST(PackTest, PeakMemoryIsThePackedSizeAndAtMost64MegabytesMore) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers keep memory of their own";
+#endif
+  const auto peak = [] {
+    rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return int64_t{usage.ru_maxrss} * 1024;
+  };
+  const QuantizedTensor q = random_tensor(*Format::parse("int4-g128"), 12288, 16384, 2);
+  const int64_t before = peak();
+  const auto packed = pack(q, {LayoutId::kCpuPanel16, false});
+  ASSERT_TRUE(packed.ok()) << packed.status().message();
+  EXPECT_LE(peak() - before, packed->info.bytes + (int64_t{64} << 20));
 }
 
 }  // namespace
