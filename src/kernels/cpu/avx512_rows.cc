@@ -8,6 +8,7 @@ namespace nibble {
 void matmul_exact_f32_avx512_vnni(const MatmulArgs&, Range);
 void matmul_int8_avx512_vnni(const MatmulArgs&, Range);
 void matmul_exact_avx512_bf16(const MatmulArgs&, Range);
+void gemv_row_major_int8_avx512_vnni(const MatmulArgs&, Range);
 void prepare_f32_rows_avx512_vnni(const PrepareArgs&, Range);
 void prepare_f32_of_int8_avx512_vnni(const PrepareArgs&, Range);
 void prepare_bf16_rows_avx512_vnni(const PrepareArgs&, Range);
@@ -87,6 +88,27 @@ constexpr KernelInfo int8_row(const char* name, LayoutId layout, Rates rates) {
           .cpu_matmul = matmul_int8_avx512_vnni};
 }
 
+/// One row of x, weights as callers have them.
+constexpr KernelInfo gemv_row(const char* name, Rates rates) {
+  return {.row = {.name = name,
+                  .kind = StepKind::kMatmul,
+                  .isa = Isa::kAvx512Vnni,
+                  .layout = LayoutId::kRowMajor,
+                  .elements = bits(Element::kInt4, Element::kE2M1),
+                  .scale_dtypes = kAnyScale,
+                  .zero_kinds = bits(ZeroKind::kNone),
+                  .min_group = 16,
+                  .compute = Compute::kInt8,
+                  .x_form = XForm::kInt8Tiles,
+                  .max_m = 1,
+                  .numerics = {.w_rounds_to = DType::kF32,
+                               .x_quant = Compute::kInt8,
+                               .scale_applied_at = ScaleAt::kGroupSum},
+                  .bytes_per_ns = rates.bytes_per_ns,
+                  .macs_per_ns = rates.macs_per_ns},
+          .cpu_matmul = gemv_row_major_int8_avx512_vnni};
+}
+
 constexpr KernelInfo prepare_row(const char* name, XForm form, Compute compute, uint32_t x_dtypes,
                                  CpuPrepareFn run) {
   return {.row = {.name = name,
@@ -115,6 +137,7 @@ constexpr KernelInfo kRows[] = {
     f32_row("avx512_f32_panel16", LayoutId::kCpuPanel16, {15.0f, 54.0f}),
     bf16_row("avx512_bf16_row_major", LayoutId::kRowMajor, {4.0f, 95.0f}),
     bf16_row("avx512_bf16_panel16", LayoutId::kCpuPanel16, {23.5f, 100.0f}),
+    gemv_row("avx512_int8_row_major_gemv", {25.0f, 50.0f}),
     int8_row("avx512_int8_row_major", LayoutId::kRowMajor, {4.0f, 150.0f}),
     int8_row("avx512_int8_panel16", LayoutId::kCpuPanel16, {27.0f, 160.0f}),
 };

@@ -45,13 +45,25 @@ NIBBLE_INLINE void copy(typename C::Sums& to, const typename C::Sums& from) {
   }
 }
 
+/// Keeps the compiler from moving work on `sums` across this point. gcc 12 would otherwise start
+/// all quarters of a block at once, run out of registers and spill.
+template <class C>
+NIBBLE_INLINE void hold(typename C::Sums& sums) {
+  NIBBLE_UNROLL for (int r = 0; r < C::kRows; ++r) {
+    NIBBLE_UNROLL for (int p = 0; p < C::kPanels; ++p) __asm__ volatile("" : "+v"(sums[r][p]));
+  }
+}
+
 /// quarters[i] = w * x over columns 8 * (first + i) .. + 7 of the block that `c` stands at, all in
 /// step with each other.
 template <class C, int kCount>
 NIBBLE_INLINE void multiply_quarters(typename C::Sums (&quarters)[kCount], const Chunk& c,
                                      typename C::Table table, const typename C::Zeros& zeros,
                                      int first) {
-  NIBBLE_UNROLL for (int i = 0; i < kCount; ++i) fill_zero<C::kRows, C::kPanels>(quarters[i]);
+  NIBBLE_UNROLL for (int i = 0; i < kCount; ++i) {
+    fill_zero<C::kRows, C::kPanels>(quarters[i]);
+    if constexpr (kCount == 1) hold<C>(quarters[i]);
+  }
   NIBBLE_UNROLL for (int step = 0; step < C::kSteps; ++step) {
     NIBBLE_UNROLL for (int i = 0; i < kCount; ++i) {
       C::multiply_step(quarters[i], c, table, zeros, first + i, step);
@@ -90,6 +102,7 @@ NIBBLE_INLINE void multiply_block(typename C::Sums& group, const Chunk& c, typen
       typename C::Sums quarter[1];
       multiply_quarters<C, 1>(quarter, c, table, zeros, i);
       add<C>(group, quarter[0]);
+      hold<C>(group);
     }
   }
 }

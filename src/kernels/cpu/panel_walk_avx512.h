@@ -1,6 +1,6 @@
 // How every AVX-512 matmul row walks its work: panels, K in chunks, rows of x in register tiles.
 //
-//   for each panel (3 and more rows of x: pair)         codes stream from memory once
+//   for each panel (5 and more rows of x: pair)         codes stream from memory once
 //     for each chunk of K                               its codes and decoded scales stay in L1
 //       for each tile of 1..4 rows of x                 a ChunkFn: all arithmetic
 //     epilogue
@@ -41,8 +41,9 @@ constexpr int64_t kMaxSums = kRowsAtOnce * kTilePanels * 16;
 // stream of codes, which reads best, and long chunks keep what happens between them rare. Zen 4
 // with huge pages, int4-g128, one row: 33 GB/s; two panels 25; with software prefetch 29 and 23.
 // Where arithmetic takes longer than reading, the hardware's prefetch falls asleep at each page and
-// software prefetch wins: FP32, one row 15.6 against 14.2 GB/s, two rows 11.7 against 8.6.
-constexpr int64_t kStreamRows = 2;
+// software prefetch wins: FP32, one row 15.6 against 14.2 GB/s, two rows 11.7 against 8.6. Three
+// and four rows still gain 3 to 10 % over pairs of panels.
+constexpr int64_t kStreamRows = kTileRows;
 constexpr int64_t kStreamChunkColumns = 2048;
 constexpr int64_t kStreamPrefetchBytes = 2048;
 constexpr int64_t kTileChunkColumns = kSumColumns;
@@ -303,12 +304,16 @@ NIBBLE_INLINE void multiply_panels(const Work& work) {
   const int64_t num_tiles = (num_rows + kTileRows - 1) / kTileRows;
   const bool hardware_prefetch = work.stream && num_rows == 1 && !Family::kPrefetchesOneRow;
   const int64_t lines_per_tile = hardware_prefetch ? 0 : (lines + num_tiles - 1) / num_tiles;
-  alignas(64) float sums[kMaxSums], part[kMaxSums];
+  // Corrections have sums of their own: mixed into `part`, their order would depend on the chunks.
+  alignas(64) float sums[kMaxSums], part[kMaxSums], corrections[kMaxSums];
+  bool corrected = false;
   Scratch scratch;
   clear_sums(sums, floats);
   clear_sums(part, floats);
+  clear_sums(corrections, floats);
   for (int64_t k = 0; k < work.k_end; k += work.chunk_columns) {
     Chunk c = chunk_at<Family>(work, k, &scratch);
+    corrected |= c.corrects;
     float* tile_part = part;
     int64_t lines_left = lines;
     for (int64_t row = work.rows.begin, rows; row < work.rows.end; row += rows) {
@@ -316,13 +321,17 @@ NIBBLE_INLINE void multiply_panels(const Work& work) {
       Family::set_rows(args, work.k_end, row, k, &c);
       c.prefetch_lines = min_i64(lines_per_tile, lines_left);
       work.tiles[rows - 1][work.panels - 1](c, tile_part);
-      if (c.corrects) Family::correct(c, rows, work.panels, tile_part);
+      if (c.corrects) {
+        Family::correct(c, rows, work.panels, corrections + (tile_part - part));
+      }
       tile_part += rows * work.panels * 16;
       for (int64_t p = 0; p < work.panels; ++p) c.prefetch[p] += 64 * c.prefetch_lines;
       lines_left -= c.prefetch_lines;
     }
     const int64_t end = k + work.chunk_columns;
-    if (end % kPartColumns == 0 || end >= work.k_end) move_sums(sums, part, floats);
+    if (end % kPartColumns != 0 && end < work.k_end) continue;
+    move_sums(sums, part, floats);
+    if (corrected) move_sums(sums, corrections, floats);
   }
   Family::finish(args.w, sums, floats);
   const float* tile_sums = sums;
