@@ -1,5 +1,6 @@
-// Checkpoints on disk: opening safetensors files and Hugging Face directories, loading their
-// quantized layers as QuantizedTensors, and writing quantized checkpoints that other tools load.
+// Checkpoints on disk: opening safetensors, GGUF and ONNX files and Hugging Face directories,
+// loading their quantized layers as QuantizedTensors, and writing checkpoints that other tools
+// load.
 //
 //   NIBBLE_ASSIGN_OR_RETURN(Checkpoint source, Checkpoint::open("model/"));
 //   std::vector<PlannedLayer> plan = {{"model.layers.0.mlp.up_proj", *Format::parse("int4-g128")}};
@@ -16,6 +17,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -30,7 +32,7 @@ namespace nibble {
 /// One stored tensor as its file's header describes it.
 struct TensorInfo {
   std::string name;
-  std::string dtype_name;  ///< as stored: "BF16", "F8_E4M3", …
+  std::string dtype_name;  ///< as stored: "BF16", "F8_E4M3", "Q4_K", "UINT4", …
   std::optional<DType>
       dtype;  ///< absent for types Nibble cannot compute with; they are carried over
   std::vector<int64_t> shape;
@@ -52,30 +54,44 @@ struct Tensor {
 struct LayerInfo {
   std::string name;  ///< of the module: "model.layers.0.mlp.up_proj"
   Format format;
-  int64_t n = 0, k = 0;              ///< n outputs, k inputs
+  int64_t n = 0, k = 0;  ///< n outputs, k inputs
+  /// Why no Format holds the stored weight exactly: then `load` refuses with these words, `format`
+  /// means nothing, and only `dense_rows` reads the layer. Empty: `load` works.
+  std::string dense_only;
+  /// What a listing should say beside the Format: "act-order", "nested scales"; may be empty.
+  std::string remark;
   std::vector<std::string> tensors;  ///< stored tensors that hold the weight
   int64_t stored_bytes = 0;          ///< of those tensors
   /// Ok, or why `load` refuses the layer; format, n and k mean nothing then.
   Status status;
 };
 
-/// An opened checkpoint: one .safetensors file, or a directory with `model.safetensors`, or with
-/// shards and their `model.safetensors.index.json`, and an optional `config.json`. Cheap to copy;
-/// copies share the mapped files. Files must not be changed or truncated while they are mapped.
+/// A layer's weight [n, k] as f32, any rows at a time; keeps alive what it reads.
+struct DenseRows {
+  int64_t n = 0, k = 0;
+  /// Writes rows [begin, end) in original column order to `out`, (end - begin) * k floats. From any
+  /// thread.
+  std::function<Status(int64_t begin, int64_t end, float* out)> read;
+};
+
+/// An opened checkpoint: one .safetensors, .gguf or .onnx file, or a directory with
+/// `model.safetensors`, or with shards and their `model.safetensors.index.json`, or with one GGUF
+/// or ONNX model, and an optional `config.json`. Cheap to copy; copies share the mapped files.
+/// Files must not be changed or truncated while they are mapped.
 class Checkpoint {
  public:
   /// Maps the files and checks every header; reads no tensor. A path to a file takes that file
   /// alone, without the config.json beside it.
   /// Errors: kIo (missing, unreadable), kCorruptFile (file and tensor named), kUnsupported (a
-  /// directory without safetensors, or with several and no index).
+  /// directory without a model, or with several safetensors files and no index).
   static Result<Checkpoint> open(const std::string& path);
-  /// The same for the bytes of one safetensors file in memory and the text of its config.json
-  /// (empty: none). `name` stands for the path in messages.
-  static Result<Checkpoint> from_memory(Buffer safetensors, std::string config_json,
-                                        std::string name);
+  /// The same for the bytes of one file in memory and the text of its config.json (empty: none).
+  /// `name` stands for the path: in messages, and where its end tells the container (.onnx). Data
+  /// outside the file is refused.
+  static Result<Checkpoint> from_memory(Buffer file, std::string config_json, std::string name);
 
   const std::string& path() const;
-  /// Paths of the safetensors files, relative to the directory; the file's name for a single file.
+  /// Paths of the files with tensors, relative to the directory; the name for a single file.
   std::span<const std::string> shards() const;
   /// All stored tensors in the order of shards and offsets.
   std::span<const TensorInfo> tensors() const;
@@ -86,13 +102,16 @@ class Checkpoint {
   /// The stored bytes of any tensor, whatever its dtype.
   Result<Buffer> tensor_bytes(std::string_view name) const;
 
+  /// What the files say of themselves, in the order of keys: `__metadata__` of safetensors, the
+  /// key-value pairs of GGUF, properties of ONNX. Long arrays are shortened.
+  const std::map<std::string, std::string>& metadata() const;
   /// Text of config.json; empty when there is none.
   const std::string& config_json() const;
   /// Every other file of the directory, relative to it (tokenizer, generation config, …).
   std::span<const std::string> other_files() const;
 
-  /// How quantized layers are stored: "compressed-tensors", "bitsandbytes", "nibble"; the
-  /// `quant_method` of config.json when no reader knows it (`layers()` is empty then); "" for a
+  /// How quantized layers are stored: "compressed-tensors", "gptq", "gguf", … (docs/formats.md);
+  /// the `quant_method` of config.json when no reader knows it (`layers()` is empty then); "" for a
   /// plain float checkpoint.
   const std::string& spelling() const;
   /// Quantized layers in the order of `tensors()`; those that cannot be read say why in `status`.
@@ -100,9 +119,12 @@ class Checkpoint {
   const LayerInfo* find_layer(std::string_view name) const;  ///< null when there is none
   /// The weight of one quantized layer, lossless. Codes and scales are views of the mapped file
   /// where their stored order is the canonical one.
-  /// Errors: kInvalidArgument (not a quantized layer), the layer's own status, kCorruptFile (NaN
-  /// scales, zero points or group indices out of range).
+  /// Errors: kInvalidArgument (not a quantized layer), the layer's own status, kUnsupported
+  /// (`dense_only`), kCorruptFile (NaN scales, zero points or group indices out of range).
   Result<QuantizedTensor> load(std::string_view layer) const;
+  /// The dequantized weight of any readable layer, by the spelling's own rule in FP32, without
+  /// pre_scale. Errors: those of `load` but for `dense_only`.
+  Result<DenseRows> dense_rows(std::string_view layer) const;
 
  private:
   struct Impl;

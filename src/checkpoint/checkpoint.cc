@@ -6,6 +6,8 @@
 
 #include "checkpoint/checkpoint_impl.h"
 #include "checkpoint/json.h"
+#include "checkpoint/model_path.h"
+#include "checkpoint/safetensors.h"
 
 namespace nibble {
 
@@ -17,6 +19,7 @@ namespace {
 constexpr char kConfig[] = "config.json";
 constexpr char kWeights[] = ".safetensors";
 constexpr char kIndex[] = ".safetensors.index.json";
+constexpr char kHfQuant[] = "hf_quant_config.json";
 
 /// Files of a directory, relative to it, sorted; links to files count as files.
 struct Listing {
@@ -41,13 +44,14 @@ Result<Listing> list_directory(const std::string& path) {
   return out;
 }
 
-/// A file name of an index: relative, and never above the directory.
-Status check_shard_name(const std::string& name) {
-  const fs::path path(name);
-  bool inside = !name.empty() && path.is_relative() && name.find('\0') == std::string::npos;
-  for (const fs::path& part : path) inside &= part != "..";
-  if (inside && name.ends_with(kWeights)) return {};
-  return corrupt_file("the shard " + shown(name) + " is not a .safetensors file of this directory");
+/// A file of another container in the directory itself; of a split GGUF the first part.
+bool is_model_of_its_own(const std::string& file) {
+  if (file.find('/') != std::string::npos) return false;
+  const size_t of = file.rfind("-of-");
+  if (of != std::string::npos && of >= 6 && file.ends_with(".gguf")) {
+    return file.substr(of - 6, 6) == "-00001";
+  }
+  return file.ends_with(".gguf") || file.ends_with(".onnx");
 }
 
 struct Shards {
@@ -67,8 +71,12 @@ Result<Shards> read_index(const std::string& path) {
     if (!shard.is_string()) {
       return corrupt_file(path + ": tensor " + shown(tensor) + " names no file");
     }
-    if (names.insert(shard.get<std::string>()).second) {
-      NIBBLE_RETURN_IF_ERROR(check_shard_name(shard.get<std::string>()).with_context(path));
+    const auto name = shard.get<std::string>();
+    if (!names.insert(name).second) continue;
+    const Result<std::string> file = path_inside(fs::path(path).parent_path().string(), name);
+    if (!file.ok()) return Status(file.status()).with_context(path);
+    if (!name.ends_with(kWeights)) {
+      return corrupt_file(path + ": the shard " + shown(name) + " is no .safetensors file");
     }
   }
   out.names.assign(names.begin(), names.end());
@@ -76,7 +84,8 @@ Result<Shards> read_index(const std::string& path) {
 }
 
 /// Which of a directory's files hold the tensors: model.safetensors, else the shards of an index,
-/// else the only safetensors file. Sets `stem` to the name before ".safetensors".
+/// else the only safetensors file, else the only model of another container. Sets `stem` to the
+/// name before ".safetensors".
 Result<Shards> find_shards(const std::string& path, const Listing& listing, std::string& stem) {
   std::vector<std::string> weights, indices;
   for (const std::string& file : listing.files) {
@@ -103,6 +112,14 @@ Result<Shards> find_shards(const std::string& path, const Listing& listing, std:
     stem = *without_suffix(weights[0], kWeights);
     one.names = weights;
     return one;
+  }
+  if (weights.empty() && indices.empty()) {
+    for (const std::string& file : listing.files) {
+      if (is_model_of_its_own(file)) one.names.push_back(file);
+    }
+    if (one.names.size() == 1) return one;
+    return unsupported(path + ": has no .safetensors file and " + std::to_string(one.names.size()) +
+                       " models in .gguf or .onnx files; one is read");
   }
   return unsupported(path + ": has " + std::to_string(weights.size()) + " .safetensors files and " +
                      std::to_string(indices.size()) +
@@ -153,55 +170,74 @@ Status Checkpoint::Impl::interpret() {
   return {};
 }
 
+Status Checkpoint::Impl::open_file(const std::string& file, const std::string& directory) {
+  NIBBLE_ASSIGN_OR_RETURN(MappedFile mapped, MappedFile::open(file));
+  container = &container_of(file, mapped);
+  NIBBLE_ASSIGN_OR_RETURN(OpenedModel model, container->open(std::move(mapped), file, directory));
+  graph = std::move(model.graph);
+  NIBBLE_ASSIGN_OR_RETURN(tensors, TensorStore::of(std::move(model.files), std::move(model.names)));
+  return {};
+}
+
+Status Checkpoint::Impl::open_directory() {
+  NIBBLE_ASSIGN_OR_RETURN(const Listing listing, list_directory(path));
+  NIBBLE_ASSIGN_OR_RETURN(Shards shards, find_shards(path, listing, stem));
+  if (shards.names.size() == 1 && shards.weight_map.is_null()) {
+    NIBBLE_RETURN_IF_ERROR(open_file((fs::path(path) / shards.names[0]).string(), path));
+  } else {
+    container = &container_of(kWeights, MappedFile::of_memory({}));
+    std::vector<TensorFile> files;
+    for (const std::string& name : shards.names) {
+      const std::string file = (fs::path(path) / name).string();
+      NIBBLE_ASSIGN_OR_RETURN(MappedFile mapped, MappedFile::open(file));
+      NIBBLE_ASSIGN_OR_RETURN(TensorFile opened, parse_safetensors(std::move(mapped), file));
+      files.push_back(std::move(opened));
+    }
+    NIBBLE_ASSIGN_OR_RETURN(tensors, TensorStore::of(std::move(files), shards.names));
+  }
+  NIBBLE_RETURN_IF_ERROR(check_index(shards.weight_map, tensors).with_context(path));
+  const std::string index = shards.weight_map.is_null() ? "" : stem + kIndex;
+  const std::vector<std::string>& own = tensors.shards();
+  for (const std::string& name : listing.files) {
+    const std::string file = (fs::path(path) / name).string();
+    if (name == kConfig) {
+      NIBBLE_ASSIGN_OR_RETURN(config_text, read_text(file, kMaxJsonBytes));
+    } else if (std::find(own.begin(), own.end(), name) == own.end() && name != index) {
+      other_files.push_back(name);
+    }
+    if (name == kHfQuant) {
+      NIBBLE_ASSIGN_OR_RETURN(const std::string text, read_text(file, kMaxJsonBytes));
+      NIBBLE_ASSIGN_OR_RETURN(hf_quant, parse_json(text, file));
+    }
+  }
+  not_files = listing.not_files;
+  index_metadata = std::move(shards.metadata);
+  return {};
+}
+
 Result<Checkpoint> Checkpoint::open(const std::string& path) {
   auto impl = std::make_shared<Impl>();
   impl->path = path;
   std::error_code error;
   impl->is_directory = fs::is_directory(path, error);
-  Shards shards;
-  std::vector<SafetensorsFile> files;
   if (impl->is_directory) {
-    NIBBLE_ASSIGN_OR_RETURN(const Listing listing, list_directory(path));
-    NIBBLE_ASSIGN_OR_RETURN(shards, find_shards(path, listing, impl->stem));
-    for (const std::string& name : shards.names) {
-      NIBBLE_ASSIGN_OR_RETURN(SafetensorsFile file,
-                              SafetensorsFile::open((fs::path(path) / name).string()));
-      files.push_back(std::move(file));
-    }
-    const std::string index = shards.weight_map.is_null() ? "" : impl->stem + kIndex;
-    for (const std::string& name : listing.files) {
-      const bool shard =
-          std::find(shards.names.begin(), shards.names.end(), name) != shards.names.end();
-      if (name == kConfig) {
-        NIBBLE_ASSIGN_OR_RETURN(impl->config_text,
-                                read_text((fs::path(path) / name).string(), kMaxJsonBytes));
-      } else if (!shard && name != index) {
-        impl->other_files.push_back(name);
-      }
-    }
-    impl->not_files = listing.not_files;
+    NIBBLE_RETURN_IF_ERROR(impl->open_directory());
   } else {
-    NIBBLE_ASSIGN_OR_RETURN(SafetensorsFile file, SafetensorsFile::open(path));
-    files.push_back(std::move(file));
-    shards.names = {fs::path(path).filename().string()};
+    const fs::path parent = fs::path(path).parent_path();
+    NIBBLE_RETURN_IF_ERROR(impl->open_file(path, parent.empty() ? "." : parent.string()));
   }
-  NIBBLE_ASSIGN_OR_RETURN(impl->tensors,
-                          TensorStore::of(std::move(files), std::move(shards.names)));
-  NIBBLE_RETURN_IF_ERROR(check_index(shards.weight_map, impl->tensors).with_context(path));
-  impl->index_metadata = std::move(shards.metadata);
   NIBBLE_RETURN_IF_ERROR(impl->interpret());
   return Checkpoint(std::move(impl));
 }
 
-Result<Checkpoint> Checkpoint::from_memory(Buffer safetensors, std::string config_json,
-                                           std::string name) {
+Result<Checkpoint> Checkpoint::from_memory(Buffer file, std::string config_json, std::string name) {
   auto impl = std::make_shared<Impl>();
-  std::vector<SafetensorsFile> files;
-  NIBBLE_ASSIGN_OR_RETURN(
-      SafetensorsFile file,
-      SafetensorsFile::parse(MappedFile::of_memory(std::move(safetensors)), name));
-  files.push_back(std::move(file));
-  NIBBLE_ASSIGN_OR_RETURN(impl->tensors, TensorStore::of(std::move(files), {name}));
+  MappedFile bytes = MappedFile::of_memory(std::move(file));
+  impl->container = &container_of(name, bytes);
+  NIBBLE_ASSIGN_OR_RETURN(OpenedModel model, impl->container->open(std::move(bytes), name, ""));
+  impl->graph = std::move(model.graph);
+  NIBBLE_ASSIGN_OR_RETURN(impl->tensors,
+                          TensorStore::of(std::move(model.files), std::move(model.names)));
   impl->path = std::move(name);
   impl->config_text = std::move(config_json);
   NIBBLE_RETURN_IF_ERROR(impl->interpret());
@@ -216,6 +252,9 @@ const TensorInfo* Checkpoint::find(std::string_view name) const {
 }
 const std::string& Checkpoint::config_json() const { return impl_->config_text; }
 std::span<const std::string> Checkpoint::other_files() const { return impl_->other_files; }
+const std::map<std::string, std::string>& Checkpoint::metadata() const {
+  return impl_->tensors.metadata();
+}
 const std::string& Checkpoint::spelling() const { return impl_->spelling; }
 std::span<const LayerInfo> Checkpoint::layers() const { return impl_->layers; }
 
@@ -239,23 +278,47 @@ Result<Tensor> Checkpoint::tensor(std::string_view name) const {
   return Tensor{{data, *tensor->dtype, tensor->shape}, std::move(values).value()};
 }
 
-Result<QuantizedTensor> Checkpoint::load(std::string_view layer) const {
-  const LayerInfo* info = find_layer(layer);
-  if (info == nullptr) {
-    const std::string why = impl_->reader == nullptr && !spelling().empty()
-                                ? "; no reader knows quant_method " + shown(spelling())
+Result<const LayerInfo*> Checkpoint::Impl::readable_layer(std::string_view name) const {
+  const auto found = layer_index.find(std::string(name));
+  if (found == layer_index.end()) {
+    const std::string why = reader == nullptr && !spelling.empty()
+                                ? "; no reader knows quant_method " + shown(spelling)
                                 : "";
-    return invalid_argument(path() + ": has no quantized layer " + shown(layer) + why);
+    return invalid_argument(path + ": has no quantized layer " + shown(name) + why);
   }
-  if (!info->status.ok()) return Status(info->status).with_context(path());
-  const std::string context = path() + ": layer " + shown(layer);
-  Result<QuantizedTensor> q = impl_->reader->load(impl_->source(), *info);
+  const LayerInfo& layer = layers[found->second];
+  if (!layer.status.ok()) return Status(layer.status).with_context(path);
+  return &layer;
+}
+
+Result<QuantizedTensor> Checkpoint::load(std::string_view name) const {
+  NIBBLE_ASSIGN_OR_RETURN(const LayerInfo* layer, impl_->readable_layer(name));
+  const std::string context = path() + ": layer " + shown(name);
+  if (!layer->dense_only.empty()) return unsupported(layer->dense_only).with_context(context);
+  Result<QuantizedTensor> q = impl_->reader->load(impl_->source(), *layer);
   if (!q.ok()) return std::move(q).status().with_context(context);
   // Readers trust the file's values; whatever they break is the file's fault.
   if (Status valid = q->validate(); !valid.ok()) {
     return corrupt_file(context + ": " + valid.message());
   }
   return q;
+}
+
+Result<DenseRows> Checkpoint::dense_rows(std::string_view name) const {
+  NIBBLE_ASSIGN_OR_RETURN(const LayerInfo* layer, impl_->readable_layer(name));
+  if (!layer->dense_only.empty()) {
+    Result<DenseRows> rows = impl_->reader->dense(impl_->source(), *layer);
+    if (!rows.ok()) {
+      return std::move(rows).status().with_context(path() + ": layer " + shown(name));
+    }
+    return rows;
+  }
+  NIBBLE_ASSIGN_OR_RETURN(QuantizedTensor q, load(name));
+  const auto weight = std::make_shared<const QuantizedTensor>(std::move(q));
+  return DenseRows{weight->n, weight->k, [weight](int64_t begin, int64_t end, float* out) {
+                     weight->dequantize(begin, end, out);
+                     return ok_status();
+                   }};
 }
 
 }  // namespace nibble

@@ -142,15 +142,28 @@ TEST_F(Index, FilesOutsideTheDirectoryAreRefused) {
     ASSERT_FALSE(checkpoint.ok()) << name;
     EXPECT_EQ(checkpoint.status().code(), Code::kCorruptFile);
     EXPECT_SAYS(checkpoint, "model.safetensors.index.json");
-    EXPECT_SAYS(checkpoint, "of this directory");
+    EXPECT_SAYS(checkpoint, "not in this directory");
   }
 }
 
-TEST_F(Index, LinksToFilesElsewhereAreFine) {
+TEST_F(Index, LinksOutOfTheDirectoryAreRefused) {
   const TempDirectory elsewhere;
   fs::rename(directory_.path(second_), elsewhere.path("blob"));
   fs::create_symlink(elsewhere.path("blob"), directory_.path(second_));
-  EXPECT_TRUE(open(map(first_, second_)).ok());
+  EXPECT_EQ(open(map(first_, second_)).status().code(), Code::kCorruptFile);
+  EXPECT_SAYS(open(map(first_, second_)), "a link out of this directory");
+}
+
+TEST_F(Index, LinksIntoTheBlobsOfAHuggingFaceCacheAreFine) {
+  const TempDirectory cache;
+  const std::string snapshot = cache.path("models--a--b/snapshots/0f1e");
+  write_bytes(cache.path("models--a--b/blobs/5d"), small_file("a"));
+  fs::create_directories(snapshot);
+  fs::create_symlink("../../blobs/5d", snapshot + "/" + first_);
+  write_bytes(snapshot + "/model.safetensors.index.json",
+              R"({"weight_map": {"a": ")" + first_ + "\"}}");
+  const auto checkpoint = Checkpoint::open(snapshot);
+  EXPECT_TRUE(checkpoint.ok()) << message_of(checkpoint);
 }
 
 TEST_F(Index, MistakesAreNamed) {

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 
+#include "checkpoint/container.h"
 #include "checkpoint/json.h"
 
 namespace nibble::checkpoint {
@@ -225,12 +226,7 @@ const char* safetensors_name(DType dtype) {
   return "";
 }
 
-Result<SafetensorsFile> SafetensorsFile::open(const std::string& path) {
-  NIBBLE_ASSIGN_OR_RETURN(MappedFile file, MappedFile::open(path));
-  return parse(std::move(file), path);
-}
-
-Result<SafetensorsFile> SafetensorsFile::parse(MappedFile file, std::string name) {
+Result<TensorFile> parse_safetensors(MappedFile file, const std::string& name) {
   const auto wrong = [&name](const std::string& why) { return corrupt_file(name + ": " + why); };
   constexpr int64_t kLengthBytes = 8;
   if (file.bytes() < kLengthBytes) {
@@ -263,12 +259,7 @@ Result<SafetensorsFile> SafetensorsFile::parse(MappedFile file, std::string name
       check_offsets(reader.tensors, file.bytes() - data_begin).with_context(name));
   for (TensorInfo& tensor : reader.tensors) tensor.file_offset += data_begin;
 
-  SafetensorsFile out;
-  out.path_ = std::move(name);
-  out.file_ = std::move(file);
-  out.tensors_ = std::move(reader.tensors);
-  out.metadata_ = std::move(reader.metadata);
-  return out;
+  return TensorFile{std::move(file), std::move(reader.tensors), std::move(reader.metadata)};
 }
 
 std::string safetensors_header(std::span<const TensorInfo> tensors,
@@ -293,5 +284,20 @@ std::string safetensors_header(std::span<const TensorInfo> tensors,
   std::memcpy(out.data(), &length, sizeof(length));
   return out + text;
 }
+
+namespace {
+
+Result<OpenedModel> open_alone(MappedFile file, const std::string& path, const std::string&) {
+  OpenedModel model;
+  NIBBLE_ASSIGN_OR_RETURN(TensorFile opened, parse_safetensors(std::move(file), path));
+  model.files.push_back(std::move(opened));
+  model.names.push_back(path.substr(path.rfind('/') + 1));
+  return model;
+}
+
+}  // namespace
+
+extern const Container kSafetensors;
+const Container kSafetensors = {"safetensors", ".safetensors", "", open_alone};
 
 }  // namespace nibble::checkpoint

@@ -9,15 +9,15 @@ namespace {
 
 using ::testing::Test;
 
-Result<SafetensorsFile> parse(const std::string& bytes) {
+Result<TensorFile> parse(const std::string& bytes) {
   Buffer buffer = Buffer::allocate(static_cast<int64_t>(bytes.size())).value();
   if (!bytes.empty()) std::memcpy(buffer.mutable_data(), bytes.data(), bytes.size());
-  return SafetensorsFile::parse(MappedFile::of_memory(buffer), "hostile.safetensors");
+  return parse_safetensors(MappedFile::of_memory(buffer), "hostile.safetensors");
 }
 
 /// The file is refused as corrupt, and the message names the file and holds every word.
 void expect_refused(const std::string& bytes, const std::vector<std::string>& words) {
-  const Result<SafetensorsFile> file = parse(bytes);
+  const Result<TensorFile> file = parse(bytes);
   ASSERT_FALSE(file.ok()) << words.front();
   const std::string& message = file.status().message();
   EXPECT_EQ(file.status().code(), Code::kCorruptFile) << message;
@@ -40,25 +40,25 @@ TEST(Safetensors, ReadsTensorsInTheOrderOfTheirOffsets) {
                              entry("empty", "F32", "[0,7]", "[16,16]") + "}   ";
   const auto file = parse(raw_safetensors(header, std::string(16, 'x')));
   ASSERT_TRUE(file.ok()) << file.status().message();
-  ASSERT_EQ(file->tensors().size(), 3u);
-  EXPECT_EQ(file->tensors()[0].name, "a");
-  EXPECT_EQ(file->tensors()[0].shape, std::vector<int64_t>{});
-  EXPECT_EQ(file->tensors()[0].bytes, 4);
-  EXPECT_EQ(file->tensors()[0].file_offset, 8 + static_cast<int64_t>(header.size()));
-  EXPECT_EQ(file->tensors()[1].name, "b");
-  EXPECT_EQ(file->tensors()[1].dtype, DType::kBF16);
-  EXPECT_EQ(file->tensors()[1].shape, (std::vector<int64_t>{2, 3}));
-  EXPECT_EQ(file->tensors()[2].bytes, 0);
-  EXPECT_EQ(file->metadata().at("note"), "x");
+  ASSERT_EQ(file->tensors.size(), 3u);
+  EXPECT_EQ(file->tensors[0].name, "a");
+  EXPECT_EQ(file->tensors[0].shape, std::vector<int64_t>{});
+  EXPECT_EQ(file->tensors[0].bytes, 4);
+  EXPECT_EQ(file->tensors[0].file_offset, 8 + static_cast<int64_t>(header.size()));
+  EXPECT_EQ(file->tensors[1].name, "b");
+  EXPECT_EQ(file->tensors[1].dtype, DType::kBF16);
+  EXPECT_EQ(file->tensors[1].shape, (std::vector<int64_t>{2, 3}));
+  EXPECT_EQ(file->tensors[2].bytes, 0);
+  EXPECT_EQ(file->metadata.at("note"), "x");
 }
 
 TEST(Safetensors, UnknownDtypesKeepTheSizeOfTheirOffsets) {
   const auto file =
       parse(raw_safetensors("{" + entry("t", "F6_E3M2", "[4]", "[0,3]") + "}", "abc"));
   ASSERT_TRUE(file.ok()) << file.status().message();
-  EXPECT_FALSE(file->tensors()[0].dtype.has_value());
-  EXPECT_EQ(file->tensors()[0].dtype_name, "F6_E3M2");
-  EXPECT_EQ(file->tensors()[0].bytes, 3);
+  EXPECT_FALSE(file->tensors[0].dtype.has_value());
+  EXPECT_EQ(file->tensors[0].dtype_name, "F6_E3M2");
+  EXPECT_EQ(file->tensors[0].bytes, 3);
 }
 
 TEST(Safetensors, EveryCutOfAFileIsRefused) {
@@ -186,17 +186,17 @@ TEST(Safetensors, WrittenHeadersBeginTheDataAtAMultipleOfEight) {
     EXPECT_EQ(header.size() % 8, 0u);
     const auto file = parse(header + std::string(8, 'd'));
     ASSERT_TRUE(file.ok()) << file.status().message();
-    EXPECT_EQ(file->tensors()[0].name, tensor.name);
-    EXPECT_EQ(file->metadata().at("format"), "pt");
+    EXPECT_EQ(file->tensors[0].name, tensor.name);
+    EXPECT_EQ(file->metadata.at("format"), "pt");
   }
 }
 
 TEST(Safetensors, FilesThatCannotBeReadAreIoErrors) {
   const TempDirectory directory;
-  EXPECT_EQ(SafetensorsFile::open(directory.path("missing")).status().code(), Code::kIo);
-  EXPECT_EQ(SafetensorsFile::open(directory.path()).status().code(), Code::kIo);
+  EXPECT_EQ(Checkpoint::open(directory.path("missing")).status().code(), Code::kIo);
+  EXPECT_EQ(MappedFile::open(directory.path()).status().code(), Code::kIo);
   write_bytes(directory.path("empty"), "");
-  EXPECT_EQ(SafetensorsFile::open(directory.path("empty")).status().code(), Code::kCorruptFile);
+  EXPECT_EQ(Checkpoint::open(directory.path("empty")).status().code(), Code::kCorruptFile);
 }
 
 }  // namespace

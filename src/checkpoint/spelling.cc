@@ -1,5 +1,7 @@
 #include "checkpoint/spelling.h"
 
+#include "checkpoint/safetensors.h"
+
 namespace nibble::checkpoint {
 
 extern const ReadSpelling kReadCompressedTensors, kReadBitsandbytes, kReadNibble;

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/container.h"
 #include "checkpoint/json.h"
 #include "checkpoint/tensor_store.h"
 #include "nibble/checkpoint.h"
@@ -18,8 +19,12 @@ namespace nibble::checkpoint {
 /// What a reader looks at.
 struct Source {
   const TensorStore& tensors;
-  const Json& quantization;  ///< `quantization_config` of config.json; null when there is none
-  std::string method;        ///< its `quant_method`; "" when there is none
+  std::string_view container;  ///< "safetensors", "gguf" or "onnx"
+  const OnnxGraph* graph;      ///< of an ONNX model; null elsewhere
+  const Json& config;          ///< config.json; null when there is none
+  const Json& quantization;    ///< its `quantization_config`; null when there is none
+  const Json& hf_quant;        ///< hf_quant_config.json (ModelOpt); null when there is none
+  std::string method;          ///< `quant_method` of `quantization`; "" when there is none
 };
 
 struct ReadSpelling {
@@ -29,8 +34,11 @@ struct ReadSpelling {
   bool (*claims)(const Source& source);
   /// The quantized layers. One that cannot be read carries the reason in its status.
   std::vector<LayerInfo> (*layers)(const Source& source);
-  /// One of those layers whose status is ok. The result need not be validated.
+  /// One of those layers whose status is ok and whose dense_only is empty. The result need not be
+  /// validated.
   Result<QuantizedTensor> (*load)(const Source& source, const LayerInfo& layer);
+  /// One of those layers whose dense_only says why. Null where the spelling has none.
+  Result<DenseRows> (*dense)(const Source& source, const LayerInfo& layer) = nullptr;
 };
 
 std::span<const ReadSpelling> read_spellings();

@@ -8,16 +8,15 @@
 
 namespace nibble::checkpoint {
 
-Result<TensorStore> TensorStore::of(std::vector<SafetensorsFile> files,
-                                    std::vector<std::string> names) {
+Result<TensorStore> TensorStore::of(std::vector<TensorFile> files, std::vector<std::string> names) {
   TensorStore store;
   for (size_t i = 0; i < files.size(); ++i) {
-    for (TensorInfo& tensor : files[i].tensors()) {
+    for (TensorInfo& tensor : files[i].tensors) {
       tensor.shard = static_cast<int32_t>(i);
       store.tensors_.push_back(std::move(tensor));
     }
-    store.files_.push_back(files[i].file());
-    store.metadata_.insert(files[i].metadata().begin(), files[i].metadata().end());
+    store.files_.push_back(files[i].file);
+    store.metadata_.insert(files[i].metadata.begin(), files[i].metadata.end());
   }
   store.shards_ = std::move(names);
   store.by_name_.resize(store.tensors_.size());

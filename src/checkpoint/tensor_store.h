@@ -7,8 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "checkpoint/safetensors.h"
-#include "nibble/checkpoint.h"
+#include "checkpoint/tensor_file.h"
 
 namespace nibble::checkpoint {
 
@@ -17,13 +16,13 @@ class TensorStore {
   TensorStore() = default;
   /// `files[i]` is the shard shown as `names[i]`. Errors: kCorruptFile when a tensor stands in two
   /// files.
-  static Result<TensorStore> of(std::vector<SafetensorsFile> files, std::vector<std::string> names);
+  static Result<TensorStore> of(std::vector<TensorFile> files, std::vector<std::string> names);
 
   const std::vector<std::string>& shards() const { return shards_; }
   /// In the order of shards and offsets.
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   const TensorInfo* find(std::string_view name) const;
-  /// The `__metadata__` of all files; the first file that has a key wins.
+  /// The metadata of all files; the first file that has a key wins.
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
   /// Bytes [offset, offset + count) of a tensor, mapped; see MappedFile::view.

@@ -7,6 +7,7 @@
 #include "checkpoint/checkpoint_impl.h"
 #include "checkpoint/json.h"
 #include "checkpoint/output_directory.h"
+#include "checkpoint/safetensors.h"
 #include "nibble/checkpoint.h"
 
 namespace nibble {
