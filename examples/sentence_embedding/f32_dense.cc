@@ -194,6 +194,10 @@ Kernels kernels_for(nibble::Isa isa) {
     case nibble::Isa::kAvxVnni:
       return {multiply_avx2, gelu_avx2};
     case nibble::Isa::kScalar:
+    case nibble::Isa::kNeon:  // 16-byte vectors are what it has
+    case nibble::Isa::kNeonDotprod:
+    case nibble::Isa::kNeonI8mm:
+    case nibble::Isa::kNeonBf16:
       break;
   }
 #else

@@ -148,7 +148,8 @@ bool close(double a, double b) { return std::abs(a - b) <= kLargestRoofChange * 
 // The peak of the arithmetic that a case could use on its device.
 Roof compute_roof_of(const BenchCase& bench) {
   if (bench.compute == Compute::kInt8) return Roof::kInt8;
-  const bool bf16 = bench.x_dtype == DType::kBF16 && bench.device.has(Isa::kAvx512Bf16);
+  const bool bf16 = bench.x_dtype == DType::kBF16 &&
+                    (bench.device.has(Isa::kAvx512Bf16) || bench.device.has(Isa::kNeonBf16));
   return bf16 ? Roof::kBf16 : Roof::kF32;
 }
 

@@ -109,6 +109,7 @@ Json row_json(const KernelRow& row) {
           {"kind", kind_name(row.kind)},
           {"backend", row.backend == Backend::kCpu ? "cpu" : "cuda"},
           {"architecture", architecture(row)},
+          {"compiled", row.compiled},
           {"layout", layout_name(row.layout)},
           {"elements", set_names(row.elements, kElements, element_name)},
           {"scale_dtypes", set_names(row.scale_dtypes, kScaleDtypes, dtype_name)},
@@ -152,11 +153,11 @@ void print_as_text() {
   table.print();
 }
 
-// A machine that has exactly the instruction sets up to `isa`, with a plain x86 laptop's caches.
+// A machine that has exactly the instruction sets up to `isa`, with a plain laptop's caches.
 Device cpu_with(Isa isa) {
   Device device;
   device.name = isa_name(isa);
-  device.isas = (bit(isa) << 1) - 1;
+  device.isas = isas_up_to(isa);
   // A machine with AVX-512 VNNI need not have AVX-VNNI; rows of the latter would hide its own.
   if (isa > Isa::kAvxVnni) device.isas &= ~bit(Isa::kAvxVnni);
   device.threads = 1;
@@ -179,6 +180,16 @@ std::string row_for(const char* format_name, const Device& device, int64_t m, Co
   return fmt::format("`{}`", kernels()[static_cast<size_t>(chosen->matmul().kernel)].name);
 }
 
+// The instruction sets of one architecture, scalar first.
+std::vector<Isa> family_up_to(Isa best) {
+  std::vector<Isa> isas;
+  for (int i = 0; i < kNumIsas; ++i) {
+    const auto isa = static_cast<Isa>(i);
+    if ((isas_up_to(best) & bit(isa)) != 0) isas.push_back(isa);
+  }
+  return isas;
+}
+
 struct MatrixCase {
   const char* title;
   int64_t m;
@@ -187,11 +198,11 @@ struct MatrixCase {
   LayoutId layout;
 };
 
-void print_matrix(const MatrixCase& c) {
+void print_matrix(const MatrixCase& c, const std::vector<Isa>& isas) {
   fmt::print("\n### {}\n\n| format |", c.title);
-  for (int i = 0; i < kNumIsas; ++i) fmt::print(" {} |", isa_name(static_cast<Isa>(i)));
+  for (const Isa isa : isas) fmt::print(" {} |", isa_name(isa));
   fmt::print("\n|---|");
-  for (int i = 0; i < kNumIsas; ++i) fmt::print("---|");
+  for (size_t i = 0; i < isas.size(); ++i) fmt::print("---|");
   fmt::print("\n");
   // Neighbours that the same rows serve share a line.
   std::string formats, cells;
@@ -200,8 +211,8 @@ void print_matrix(const MatrixCase& c) {
   };
   for (const char* format : named_formats()) {
     std::string line;
-    for (int i = 0; i < kNumIsas; ++i) {
-      const Device device = cpu_with(static_cast<Isa>(i));
+    for (const Isa isa : isas) {
+      const Device device = cpu_with(isa);
       line += fmt::format(" {} |", row_for(format, device, c.m, c.compute, c.x_dtype, c.layout));
     }
     if (line == cells) {
@@ -246,6 +257,11 @@ const char* how_tested(Isa isa) {
       return "run on every machine that has it; each test walks all rows the machine can run";
     case Isa::kAvxVnni:
       return "compiled";
+    case Isa::kNeon:
+    case Isa::kNeonDotprod:
+    case Isa::kNeonI8mm:
+    case Isa::kNeonBf16:
+      return "emulated, not run on hardware: the same tests under qemu-user (`make nightly`)";
   }
   return "?";
 }
@@ -281,11 +297,16 @@ void print_as_markdown() {
       "## CPU: instruction sets\n");
   print_architectures();
   fmt::print(
-      "\n## CPU: which row serves a Format\n\n"
+      "\n## x86-64: which row serves a Format\n\n"
       "One thread, weight [4096, 4096] in cpu_panel16 unless said otherwise. Each column is a "
       "machine\n"
       "whose best instruction set is the title.\n");
-  for (const MatrixCase& each : kCases) print_matrix(each);
+  for (const MatrixCase& each : kCases) print_matrix(each, family_up_to(Isa::kAvx512Bf16));
+  fmt::print(
+      "\n## AArch64: which row serves a Format\n\n"
+      "The same for ARM. These rows are emulated, not run on hardware, and their rates are not\n"
+      "measured: multiply-adds an instruction order them.\n");
+  for (const MatrixCase& each : kCases) print_matrix(each, family_up_to(Isa::kNeonBf16));
   fmt::print("\n## CPU rows\n");
   print_rows(Backend::kCpu);
   // Last, so that a build without CUDA prints a prefix of the page.

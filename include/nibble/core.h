@@ -348,7 +348,8 @@ struct Device {
 
   /// This machine's CPU, detected once.
   static const Device& this_cpu();
-  /// A machine by name: "cpu" (this one), "h200", "thor", "orin", "rtx4090", "avx2-laptop".
+  /// A machine by name: "cpu" (this one), "h200", "thor", "orin", "rtx4090",
+  /// "avx2-laptop", and the CPUs beside some GPUs: "orin-cpu", "thor-cpu", "grace".
   static Result<Device> named(std::string_view name);
   static std::span<const char* const> names();
   /// The same CPU limited to instruction sets up to `isa`; an error when it lacks `isa`.
@@ -356,7 +357,9 @@ struct Device {
   bool has(Isa isa) const { return (isas & bit(isa)) != 0; }
   Isa best_isa() const;
 };
-const char* isa_name(Isa isa);  ///< "scalar", "avx2", "avx_vnni", "avx512_vnni", "avx512_bf16"
+/// "scalar", "avx2", "avx_vnni", "avx512_vnni", "avx512_bf16", "neon", "neon_dotprod", "neon_i8mm",
+/// "neon_bf16".
+const char* isa_name(Isa isa);
 Result<Isa> parse_isa(std::string_view name);
 const char* layout_name(LayoutId id);
 const char* compute_name(Compute compute);

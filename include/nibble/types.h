@@ -65,9 +65,20 @@ enum class Compute : uint8_t {
 
 enum class Backend : uint8_t { kCpu, kCuda };
 
-/// CPU instruction sets in rising order of preference.
-enum class Isa : uint8_t { kScalar, kAvx2, kAvxVnni, kAvx512Vnni, kAvx512Bf16 };
-inline constexpr int kNumIsas = 5;
+/// CPU instruction sets: scalar for any CPU, then those of x86-64 and those of AArch64, each family
+/// in rising order of preference.
+enum class Isa : uint8_t {
+  kScalar,
+  kAvx2,
+  kAvxVnni,
+  kAvx512Vnni,
+  kAvx512Bf16,
+  kNeon,         ///< any AArch64
+  kNeonDotprod,  ///< Armv8.2 dot products of int8
+  kNeonI8mm,     ///< Armv8.6 int8 matrix products
+  kNeonBf16,     ///< Armv8.6 BF16 dot and matrix products
+};
+inline constexpr int kNumIsas = 9;
 
 /// Form in which a matmul row reads x. All but kRaw are written by a kPrepareX row into the
 /// workspace, gathered by k_perm, multiplied by pre_scale and zero-filled up to k_padded.
@@ -105,13 +116,23 @@ constexpr uint32_t bits(E... e) {
   return (0u | ... | bit(e));
 }
 
+/// bits(Isa...) of the family of `isa` up to `isa`, scalar included.
+constexpr uint32_t isas_up_to(Isa isa) {
+  const uint32_t arm = bits(Isa::kNeon, Isa::kNeonDotprod, Isa::kNeonI8mm, Isa::kNeonBf16);
+  const uint32_t family = (bit(isa) & arm) != 0 ? arm : ~arm;
+  return (((bit(isa) << 1) - 1) & family) | bit(Isa::kScalar);
+}
+
 /// What one row of the kernel table accepts and does, as plain data.
 struct KernelRow {
   const char* name = nullptr;
   StepKind kind = StepKind::kMatmul;
   Backend backend = Backend::kCpu;
   Isa isa = Isa::kScalar;  ///< CPU: the instruction set it is compiled for
-  int32_t min_sm = 0;      ///< CUDA: compute capability * 10, inclusive bounds
+  /// False: this build is for another architecture and has the row's numbers, for plans and
+  /// documents, but not its code.
+  bool compiled = true;
+  int32_t min_sm = 0;  ///< CUDA: compute capability * 10, inclusive bounds
   int32_t max_sm = 0;
   LayoutId layout = LayoutId::kCpuPanel16;
   uint32_t elements = 0;      ///< bits(Element...)

@@ -4,7 +4,8 @@
 namespace nibble {
 namespace {
 
-constexpr const char* kNames[] = {"cpu", "h200", "thor", "orin", "rtx4090", "avx2-laptop"};
+constexpr const char* kNames[] = {"cpu",         "h200",     "thor",     "orin", "rtx4090",
+                                  "avx2-laptop", "orin-cpu", "thor-cpu", "grace"};
 
 Device gpu(const char* name, int32_t sm, int32_t num_sms, int64_t shared_bytes, int64_t l2_bytes,
            double gb_per_s) {
@@ -17,6 +18,17 @@ Device gpu(const char* name, int32_t sm, int32_t num_sms, int64_t shared_bytes, 
   device.shared_bytes = shared_bytes;
   device.l2_bytes = l2_bytes;
   device.read_gb_per_s = gb_per_s;
+  return device;
+}
+
+Device arm_cpu(const char* name, Isa best, int32_t threads, int64_t l2_bytes, int64_t l3_bytes) {
+  Device device;
+  device.name = name;
+  device.isas = isas_up_to(best);
+  device.threads = threads;
+  device.l1_bytes = 64 << 10;
+  device.l2_bytes = l2_bytes;
+  device.l3_bytes = l3_bytes;
   return device;
 }
 
@@ -44,6 +56,13 @@ Result<Device> Device::named(std::string_view name) {
     device.l3_bytes = 8 << 20;
     return device;
   }
+  // Cortex-A78AE, Neoverse V3AE, Neoverse V2.
+  if (name == "orin-cpu")
+    return arm_cpu("orin-cpu", Isa::kNeonDotprod, 12, int64_t{256} << 10, int64_t{2} << 20);
+  if (name == "thor-cpu")
+    return arm_cpu("thor-cpu", Isa::kNeonBf16, 14, int64_t{1} << 20, int64_t{16} << 20);
+  if (name == "grace")
+    return arm_cpu("grace", Isa::kNeonBf16, 72, int64_t{1} << 20, int64_t{114} << 20);
   std::string known;
   for (const char* each : kNames) known += std::string(known.empty() ? "" : ", ") + each;
   return invalid_argument("unknown device '" + std::string(name) + "'; known: " + known);
@@ -64,7 +83,7 @@ Result<Device> Device::with_isa(Isa isa) const {
                        isa_name(best_isa()));
   }
   Device limited = *this;
-  limited.isas &= (bit(isa) << 1) - 1;
+  limited.isas &= isas_up_to(isa);
   return limited;
 }
 

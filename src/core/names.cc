@@ -6,9 +6,15 @@ namespace nibble {
 namespace {
 
 constexpr NamedValue<Isa> kIsaNames[] = {
-    {"scalar", Isa::kScalar},          {"avx2", Isa::kAvx2},
-    {"avx_vnni", Isa::kAvxVnni},       {"avx512_vnni", Isa::kAvx512Vnni},
+    {"scalar", Isa::kScalar},
+    {"avx2", Isa::kAvx2},
+    {"avx_vnni", Isa::kAvxVnni},
+    {"avx512_vnni", Isa::kAvx512Vnni},
     {"avx512_bf16", Isa::kAvx512Bf16},
+    {"neon", Isa::kNeon},
+    {"neon_dotprod", Isa::kNeonDotprod},
+    {"neon_i8mm", Isa::kNeonI8mm},
+    {"neon_bf16", Isa::kNeonBf16},
 };
 constexpr NamedValue<LayoutId> kLayoutNames[] = {
     {"row_major", LayoutId::kRowMajor},

@@ -9,7 +9,8 @@
 
 namespace nibble {
 
-/// A row and its entry points. Exactly the pointer that fits `row.kind` and `row.backend` is set.
+/// A row and its entry points. Exactly the pointer that fits `row.kind` and `row.backend` is set,
+/// none where the row is not compiled.
 struct KernelInfo {
   KernelRow row;
   CpuMatmulFn cpu_matmul = nullptr;
@@ -27,7 +28,7 @@ struct RoofInfo {
   RoofFn run;
 };
 
-/// CPU rows this build contains, preferred instruction set last.
+/// CPU rows of all architectures, preferred instruction set last in each family.
 std::span<const KernelInfo> cpu_kernels();
 /// CUDA rows this build contains; empty without CUDA.
 std::span<const KernelInfo> cuda_kernels();

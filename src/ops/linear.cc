@@ -177,6 +177,16 @@ Result<Linear> Linear::create(PackedWeight weight, LinearOptions options) {
                             (memory == Backend::kCpu ? " needs the weight uploaded; see upload()"
                                                      : " cannot read a weight that lies on a GPU"));
   }
+  const uint32_t absent = options.device.isas & ~Device::this_cpu().isas;
+  if (memory == Backend::kCpu && absent != 0) {
+    std::string names;
+    for (int i = 0; i < kNumIsas; ++i) {
+      const auto isa = static_cast<Isa>(i);
+      if ((absent & bit(isa)) != 0) names += std::string(names.empty() ? "" : ", ") + isa_name(isa);
+    }
+    return unsupported("the device " + options.device.name + " has " + names +
+                       ", which this machine lacks");
+  }
   if (options.band_rows < 1) {
     return invalid_argument("band_rows = " + std::to_string(options.band_rows) +
                             " must be at least 1");

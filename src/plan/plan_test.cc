@@ -19,9 +19,10 @@ const KernelRow& row_of(const Plan& plan) {
 }
 
 TEST(PlanTest, EveryNamedFormatHasAPlanOnEveryCpuIsaForEveryCompute) {
-  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512Vnni, Isa::kAvx512Bf16}) {
+  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kNeon,
+                        Isa::kNeonDotprod, Isa::kNeonI8mm, Isa::kNeonBf16}) {
     Device device = *Device::named("avx2-laptop");
-    device.isas = (bit(isa) << 1) - 1;
+    device.isas = isas_up_to(isa);
     for (const char* format : named_formats()) {
       for (const char* layout : {"cpu_panel16", "cpu_panel16-paired", "row_major"}) {
         for (const Compute compute : {Compute::kExact, Compute::kInt8}) {
@@ -74,6 +75,25 @@ TEST(PlanTest, PlansForAMachineThatIsNotHereUseOnlyWhatItHas) {
     EXPECT_LE(kernels()[static_cast<size_t>(made->steps[static_cast<size_t>(i)].kernel)].isa,
               Isa::kAvx2);
   }
+}
+
+// Plans are pure: those for ARM CPUs are made, and tested, on any machine.
+TEST(PlanTest, ArmCpusGetTheRowsOfTheirInstructionSets) {
+  const auto kernel_of = [](const char* name, Compute compute, DType x, int64_t m) {
+    PlanOptions options;
+    options.compute = compute;
+    options.x_dtype = x;
+    const auto made =
+        plan({m, 4096, 4096}, weight("int4-g128", 4096, 4096), *Device::named(name), options);
+    EXPECT_TRUE(made.ok()) << name << ": " << made.status().message();
+    return made.ok() ? std::string(row_of(*made).name) : std::string();
+  };
+  EXPECT_EQ(kernel_of("orin-cpu", Compute::kInt8, DType::kF32, 1), "neon_int8_dotprod_panel16");
+  EXPECT_EQ(kernel_of("orin-cpu", Compute::kInt8, DType::kF32, 64), "neon_int8_dotprod_panel16");
+  EXPECT_EQ(kernel_of("thor-cpu", Compute::kInt8, DType::kF32, 64), "neon_int8_i8mm_panel16");
+  EXPECT_EQ(kernel_of("grace", Compute::kExact, DType::kBF16, 64), "neon_bf16_panel16");
+  EXPECT_EQ(kernel_of("grace", Compute::kExact, DType::kF32, 64), "neon_any_panel16");
+  EXPECT_EQ(kernel_of("orin-cpu", Compute::kExact, DType::kBF16, 1), "neon_few_rows_panel16");
 }
 
 TEST(PlanTest, ExplainGivesEveryMatmulRowAReason) {

@@ -34,10 +34,29 @@ TEST(KernelTable, EveryRowHasExactlyItsEntry) {
     const bool cpu = row.backend == Backend::kCpu;
     const bool matmul = row.kind == StepKind::kMatmul;
     EXPECT_NE(row.kind, StepKind::kReduce) << row.name;
-    EXPECT_EQ(info.cpu_matmul != nullptr, cpu && matmul) << row.name;
-    EXPECT_EQ(info.cpu_prepare != nullptr, cpu && row.kind == StepKind::kPrepareX) << row.name;
+    const bool prepare = row.kind == StepKind::kPrepareX;
+    EXPECT_EQ(info.cpu_matmul != nullptr, cpu && matmul && row.compiled) << row.name;
+    EXPECT_EQ(info.cpu_prepare != nullptr, cpu && prepare && row.compiled) << row.name;
     EXPECT_EQ(info.cuda_matmul != nullptr, !cpu && matmul) << row.name;
   }
+}
+
+// A build has the code of its own architecture's rows, and the numbers alone of all others.
+TEST(KernelTable, RowsOfThisArchitectureAreCompiled) {
+  for (const KernelInfo& info : cpu_kernels()) {
+    const uint32_t x86 = isas_up_to(Isa::kAvx512Bf16), arm = isas_up_to(Isa::kNeonBf16);
+#if defined(__x86_64__)
+    const uint32_t here = x86, elsewhere = arm;
+#elif defined(__aarch64__)
+    const uint32_t here = arm, elsewhere = x86;
+#else
+    const uint32_t here = bit(Isa::kScalar), elsewhere = x86 | arm;
+#endif
+    EXPECT_NE((here | elsewhere) & bit(info.row.isa), 0u) << info.row.name;
+    EXPECT_EQ(info.row.compiled, (here & bit(info.row.isa)) != 0) << info.row.name;
+  }
+  EXPECT_EQ(Device::this_cpu().isas & ~isas_up_to(Isa::kAvx512Bf16) & ~isas_up_to(Isa::kNeonBf16),
+            0u);
 }
 
 TEST(KernelTable, RowsSayWhatTheyTake) {
@@ -92,7 +111,8 @@ TEST(KernelTable, EveryPreparedFormHasAWriter) {
     bool found = false;
     for (const KernelInfo& writer : cpu_kernels()) {
       found |= writer.row.kind == StepKind::kPrepareX && writer.row.x_form == reader.row.x_form &&
-               writer.row.compute == reader.row.compute && writer.row.isa <= reader.row.isa;
+               writer.row.compute == reader.row.compute &&
+               (isas_up_to(reader.row.isa) & bit(writer.row.isa)) != 0;
     }
     EXPECT_TRUE(found) << reader.row.name << " reads " << x_form_name(reader.row.x_form);
   }
@@ -105,14 +125,10 @@ bool serves(const KernelRow& row, Compute compute) {
 }
 
 TEST(KernelTable, EveryNamedFormatRunsOnEveryInstructionSet) {
-  std::vector<Isa> isas = {Isa::kScalar};
-#ifdef NIBBLE_HAVE_X86_ISA
-  isas.insert(isas.end(), {Isa::kAvx2, Isa::kAvx512Vnni});
-#endif
   for (const char* name : named_formats()) {
     const auto format = Format::parse(name);
     ASSERT_TRUE(format.ok()) << name;
-    for (const Isa isa : isas) {
+    for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512Vnni, Isa::kNeon}) {
       for (const Compute compute : {Compute::kExact, Compute::kInt8}) {
         for (const bool paired : {false, true}) {
           bool found = false;
@@ -132,10 +148,10 @@ TEST(KernelTable, EveryNamedFormatRunsOnEveryInstructionSet) {
 
 // Whatever the weight carries and however little workspace there is, something runs.
 TEST(KernelTable, EveryFormatHasAPlanWithoutWorkspaceOnEveryDevice) {
-  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512Bf16}) {
+  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512Bf16, Isa::kNeon, Isa::kNeonBf16}) {
     Device device;
     device.name = isa_name(isa);
-    for (int i = 0; i <= static_cast<int>(isa); ++i) device.isas |= bit(static_cast<Isa>(i));
+    device.isas = isas_up_to(isa);
     for (const LayoutId id : {LayoutId::kRowMajor, LayoutId::kCpuPanel16}) {
       for (const char* name : named_formats()) {
         auto info = described_weight(*Format::parse(name), 48, 98, {id, false});

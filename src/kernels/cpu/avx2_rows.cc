@@ -2,7 +2,6 @@
 #include "kernels/cpu/rows.h"
 
 namespace nibble {
-#ifdef NIBBLE_HAVE_X86_ISA
 
 void prepare_f32_avx2(const PrepareArgs&, Range);
 void prepare_f32_of_int8_avx2(const PrepareArgs&, Range);
@@ -41,10 +40,12 @@ constexpr KernelInfo prepare_row(const char* name, XForm form, Compute compute, 
 
 // Rates: one thread of a Zen 4 core at 3.7 GHz.
 constexpr KernelInfo kRows[] = {
-    prepare_row("avx2_prepare_f32", XForm::kF32Rows, Compute::kExact, 7, prepare_f32_avx2),
+    prepare_row("avx2_prepare_f32", XForm::kF32Rows, Compute::kExact, 7,
+                NIBBLE_X86_CODE(prepare_f32_avx2)),
     prepare_row("avx2_prepare_f32_of_int8", XForm::kF32Rows, Compute::kInt8, 5,
-                prepare_f32_of_int8_avx2),
-    prepare_row("avx2_prepare_int8", XForm::kInt8Tiles, Compute::kInt8, 4.5f, prepare_int8_avx2),
+                NIBBLE_X86_CODE(prepare_f32_of_int8_avx2)),
+    prepare_row("avx2_prepare_int8", XForm::kInt8Tiles, Compute::kInt8, 4.5f,
+                NIBBLE_X86_CODE(prepare_int8_avx2)),
     {.row = {.name = "avx2_any_panel16",
              .isa = Isa::kAvx2,
              .layout = LayoutId::kCpuPanel16,
@@ -59,7 +60,7 @@ constexpr KernelInfo kRows[] = {
              .numerics = {.w_rounds_to = DType::kF32, .scale_applied_at = ScaleAt::kWeight},
              .bytes_per_ns = 4,
              .macs_per_ns = 30},
-     .cpu_matmul = gemm_f32_avx2},
+     .cpu_matmul = NIBBLE_X86_CODE(gemm_f32_avx2)},
     {.row = {.name = "avx2_few_rows_panel16",
              .isa = Isa::kAvx2,
              .layout = LayoutId::kCpuPanel16,
@@ -75,7 +76,7 @@ constexpr KernelInfo kRows[] = {
              .numerics = {.w_rounds_to = DType::kF32, .scale_applied_at = ScaleAt::kGroupSum},
              .bytes_per_ns = 11,
              .macs_per_ns = 32},
-     .cpu_matmul = gemv_f32_avx2},
+     .cpu_matmul = NIBBLE_X86_CODE(gemv_f32_avx2)},
     {.row = {.name = "avx2_int8_panel16",
              .isa = Isa::kAvx2,
              .layout = LayoutId::kCpuPanel16,
@@ -90,7 +91,7 @@ constexpr KernelInfo kRows[] = {
              .numerics = {.x_quant = Compute::kInt8, .scale_applied_at = ScaleAt::kGroupSum},
              .bytes_per_ns = 24.5f,
              .macs_per_ns = 110},
-     .cpu_matmul = gemm_int8_avx2},
+     .cpu_matmul = NIBBLE_X86_CODE(gemm_int8_avx2)},
     {.row = {.name = "avx2_row_major",
              .isa = Isa::kAvx2,
              .layout = LayoutId::kRowMajor,
@@ -104,7 +105,7 @@ constexpr KernelInfo kRows[] = {
              .numerics = {.w_rounds_to = DType::kF32, .scale_applied_at = ScaleAt::kGroupSum},
              .bytes_per_ns = 7.5f,
              .macs_per_ns = 15},
-     .cpu_matmul = row_major_f32_avx2},
+     .cpu_matmul = NIBBLE_X86_CODE(row_major_f32_avx2)},
     {.row = {.name = "avx2_row_major_int8",
              .isa = Isa::kAvx2,
              .layout = LayoutId::kRowMajor,
@@ -118,16 +119,11 @@ constexpr KernelInfo kRows[] = {
              .numerics = {.x_quant = Compute::kInt8, .scale_applied_at = ScaleAt::kGroupSum},
              .bytes_per_ns = 16,
              .macs_per_ns = 30},
-     .cpu_matmul = row_major_int8_avx2},
+     .cpu_matmul = NIBBLE_X86_CODE(row_major_int8_avx2)},
 };
 
 }  // namespace
 
 std::span<const KernelInfo> avx2_rows() { return kRows; }
 
-#else
-
-std::span<const KernelInfo> avx2_rows() { return {}; }
-
-#endif
 }  // namespace nibble

@@ -3,8 +3,6 @@
 
 namespace nibble {
 
-#ifdef NIBBLE_HAVE_X86_ISA
-
 void matmul_exact_f32_avx512_vnni(const MatmulArgs&, Range);
 void matmul_int8_avx512_vnni(const MatmulArgs&, Range);
 void matmul_exact_avx512_bf16(const MatmulArgs&, Range);
@@ -47,7 +45,7 @@ constexpr KernelInfo f32_row(const char* name, LayoutId layout, Rates rates) {
                   .numerics = {.w_rounds_to = DType::kF32, .scale_applied_at = ScaleAt::kGroupSum},
                   .bytes_per_ns = rates.bytes_per_ns,
                   .macs_per_ns = rates.macs_per_ns},
-          .cpu_matmul = matmul_exact_f32_avx512_vnni};
+          .cpu_matmul = NIBBLE_X86_CODE(matmul_exact_f32_avx512_vnni)};
 }
 
 constexpr KernelInfo bf16_row(const char* name, LayoutId layout, Rates rates) {
@@ -65,7 +63,7 @@ constexpr KernelInfo bf16_row(const char* name, LayoutId layout, Rates rates) {
                                .scale_applied_at = ScaleAt::kGroupSum},
                   .bytes_per_ns = rates.bytes_per_ns,
                   .macs_per_ns = rates.macs_per_ns},
-          .cpu_matmul = matmul_exact_avx512_bf16};
+          .cpu_matmul = NIBBLE_X86_CODE(matmul_exact_avx512_bf16)};
 }
 
 constexpr KernelInfo int8_row(const char* name, LayoutId layout, Rates rates) {
@@ -85,7 +83,7 @@ constexpr KernelInfo int8_row(const char* name, LayoutId layout, Rates rates) {
                                .scale_applied_at = ScaleAt::kGroupSum},
                   .bytes_per_ns = rates.bytes_per_ns,
                   .macs_per_ns = rates.macs_per_ns},
-          .cpu_matmul = matmul_int8_avx512_vnni};
+          .cpu_matmul = NIBBLE_X86_CODE(matmul_int8_avx512_vnni)};
 }
 
 /// One row of x, weights as callers have them.
@@ -106,7 +104,7 @@ constexpr KernelInfo gemv_row(const char* name, Rates rates) {
                                .scale_applied_at = ScaleAt::kGroupSum},
                   .bytes_per_ns = rates.bytes_per_ns,
                   .macs_per_ns = rates.macs_per_ns},
-          .cpu_matmul = gemv_row_major_int8_avx512_vnni};
+          .cpu_matmul = NIBBLE_X86_CODE(gemv_row_major_int8_avx512_vnni)};
 }
 
 constexpr KernelInfo prepare_row(const char* name, XForm form, Compute compute, uint32_t x_dtypes,
@@ -126,13 +124,13 @@ constexpr KernelInfo prepare_row(const char* name, XForm form, Compute compute, 
 
 constexpr KernelInfo kRows[] = {
     prepare_row("avx512_prepare_f32", XForm::kF32Rows, Compute::kExact, kAnyX,
-                prepare_f32_rows_avx512_vnni),
+                NIBBLE_X86_CODE(prepare_f32_rows_avx512_vnni)),
     prepare_row("avx512_prepare_f32_of_int8", XForm::kF32Rows, Compute::kInt8, kAnyX,
-                prepare_f32_of_int8_avx512_vnni),
+                NIBBLE_X86_CODE(prepare_f32_of_int8_avx512_vnni)),
     prepare_row("avx512_prepare_bf16", XForm::kBf16Rows, Compute::kExact, bits(DType::kBF16),
-                prepare_bf16_rows_avx512_vnni),
+                NIBBLE_X86_CODE(prepare_bf16_rows_avx512_vnni)),
     prepare_row("avx512_prepare_int8", XForm::kInt8Tiles, Compute::kInt8, kAnyX,
-                prepare_int8_tiles_avx512_vnni),
+                NIBBLE_X86_CODE(prepare_int8_tiles_avx512_vnni)),
     f32_row("avx512_f32_row_major", LayoutId::kRowMajor, {4.0f, 50.0f}),
     f32_row("avx512_f32_panel16", LayoutId::kCpuPanel16, {15.0f, 54.0f}),
     bf16_row("avx512_bf16_row_major", LayoutId::kRowMajor, {4.0f, 95.0f}),
@@ -145,11 +143,5 @@ constexpr KernelInfo kRows[] = {
 }  // namespace
 
 std::span<const KernelInfo> avx512_rows() { return kRows; }
-
-#else
-
-std::span<const KernelInfo> avx512_rows() { return {}; }
-
-#endif  // NIBBLE_HAVE_X86_ISA
 
 }  // namespace nibble

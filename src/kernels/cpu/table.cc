@@ -1,5 +1,4 @@
 // The CPU's part of the kernel table, preferred instruction set last.
-#include <algorithm>
 #include <array>
 
 #include "kernels/cpu/rows.h"
@@ -13,8 +12,10 @@ struct Table {
 
   void append(std::span<const KernelInfo> list) {
     if (list.size() > rows.size() - count) __builtin_trap();  // grow the array
-    std::copy(list.begin(), list.end(), rows.begin() + static_cast<std::ptrdiff_t>(count));
-    count += list.size();
+    for (const KernelInfo& info : list) {
+      rows[count] = info;
+      rows[count++].row.compiled = info.cpu_matmul != nullptr || info.cpu_prepare != nullptr;
+    }
   }
 };
 
@@ -26,6 +27,7 @@ std::span<const KernelInfo> cpu_kernels() {
     all.append(scalar_rows());
     all.append(avx2_rows());
     all.append(avx512_rows());
+    all.append(neon_rows());
     return all;
   }();
   return {table.rows.data(), table.count};
