@@ -1,5 +1,6 @@
 # Third-party packages: the system's where there is one, else a pinned download.
-#   core library: nlohmann-json (header only, inside checkpoint)   command line: + CLI11, fmt
+#   core library: nlohmann-json, protozero (header only, inside checkpoint)
+#   command line: + CLI11, fmt
 #   tests: GoogleTest
 # None of them is needed by programs that link the installed library.
 
@@ -23,6 +24,18 @@ set(JSON_BuildTests OFF)
 set(JSON_Install OFF)
 nibble_dependency(nlohmann_json nlohmann_json::nlohmann_json https://github.com/nlohmann/json.git
                   bc889afb4c5bf1c0d8ee29ef35eaaf4c8bef8a5d) # 3.11.2
+
+# Headers without a CMake package: protozero::protozero is made here.
+find_path(NIBBLE_PROTOZERO_INCLUDE_DIR protozero/pbf_reader.hpp)
+mark_as_advanced(NIBBLE_PROTOZERO_INCLUDE_DIR)
+if(NOT NIBBLE_PROTOZERO_INCLUDE_DIR)
+  message(FATAL_ERROR "protozero's headers, with which ONNX models are read, were not found: install "
+                      "libprotozero-dev (tools/setup build does), or pass their folder with "
+                      "-DNIBBLE_PROTOZERO_INCLUDE_DIR=<folder of protozero/pbf_reader.hpp>")
+endif()
+add_library(protozero::protozero INTERFACE IMPORTED)
+target_include_directories(protozero::protozero INTERFACE ${NIBBLE_PROTOZERO_INCLUDE_DIR})
+
 if(NIBBLE_CLI OR NIBBLE_DEV)
   set(FMT_INSTALL OFF)
   nibble_dependency(fmt fmt::fmt https://github.com/fmtlib/fmt.git

@@ -67,6 +67,7 @@ def test_prints_the_one_missing_command_and_exits_3_without_root_and_sudo(machin
         "libfmt-dev",
         "nlohmann-json3-dev",
         "libcli11-dev",
+        "libprotozero-dev",
     ]
 
 
