@@ -4,10 +4,10 @@
 
 namespace nibble::checkpoint {
 
-extern const Container kSafetensors;
+extern const Container kSafetensors, kGguf, kOnnx;
 
 std::span<const Container> containers() {
-  static const Container rows[] = {kSafetensors};
+  static const Container rows[] = {kSafetensors, kGguf, kOnnx};
   return rows;
 }
 

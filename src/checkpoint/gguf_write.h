@@ -70,9 +70,10 @@ Result<GgufHeader> gguf_header(std::span<TensorInfo> tensors, GgufPairs pairs);
 const char* gguf_type_of(const Format& format);
 
 /// Weights of those Formats as one tensor `<layer>.weight` of [n, k]; k must be a multiple of 32.
-/// Where the layer's own tensor has more dimensions (experts), its shape may be written instead: the
-/// bytes are the same. The bytes are the exact inverse of what the reader does. `config` is null:
-/// GGUF has no quantization_config. It is no row of write_spellings(), which choose by Format.
+/// Where the layer's own tensor has more dimensions (experts), its shape may be written instead:
+/// the bytes are the same. The bytes are the exact inverse of what the reader does. `config` is
+/// null: GGUF has no quantization_config. It is no row of write_spellings(), which choose by
+/// Format.
 extern const WriteSpelling kWriteGguf;
 
 }  // namespace nibble::checkpoint

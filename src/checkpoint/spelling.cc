@@ -4,11 +4,13 @@
 
 namespace nibble::checkpoint {
 
-extern const ReadSpelling kReadCompressedTensors, kReadBitsandbytes, kReadNibble;
+extern const ReadSpelling kReadGguf, kReadCompressedTensors, kReadBitsandbytes, kReadNibble;
+extern const ReadSpelling kReadGptq, kReadAwq;
 extern const WriteSpelling kWriteCompressedTensors, kWriteBitsandbytes, kWriteNibble;
 
 std::span<const ReadSpelling> read_spellings() {
-  static const ReadSpelling rows[] = {kReadCompressedTensors, kReadBitsandbytes, kReadNibble};
+  static const ReadSpelling rows[] = {kReadGguf, kReadCompressedTensors, kReadBitsandbytes,
+                                      kReadNibble, kReadGptq, kReadAwq};
   return rows;
 }
 

@@ -19,6 +19,7 @@ class TensorStore {
   static Result<TensorStore> of(std::vector<TensorFile> files, std::vector<std::string> names);
 
   const std::vector<std::string>& shards() const { return shards_; }
+  const MappedFile& file(size_t shard) const { return files_[shard]; }
   /// In the order of shards and offsets.
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   const TensorInfo* find(std::string_view name) const;
