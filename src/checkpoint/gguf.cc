@@ -303,7 +303,8 @@ Result<Header> read_header(const MappedFile& file) {
   return header;
 }
 
-/// The value of an integer pair, or nullopt when there is none of that name.
+/// The value of an integer pair, or nullopt when there is none of that name. Alignment is always
+/// stored as u32; the keys of split files differ between tools.
 Result<std::optional<int64_t>> integer_of(const MappedFile& file, const Header& header,
                                           std::string_view key) {
   const auto pair = std::find_if(header.pairs.begin(), header.pairs.end(),
@@ -313,8 +314,9 @@ Result<std::optional<int64_t>> integer_of(const MappedFile& file, const Header& 
     std::memcpy(&value, file.data() + pair->value, sizeof(value));
     return std::optional<int64_t>(static_cast<int64_t>(value));
   };
-  if (pair->type == GgufValue::kU16) return read(uint16_t{});
   if (pair->type == GgufValue::kU32) return read(uint32_t{});
+  if (key == kGgufAlignment) return corrupt_file("key " + shown(key) + " is no u32");
+  if (pair->type == GgufValue::kU16) return read(uint16_t{});
   if (pair->type == GgufValue::kI32) return read(int32_t{});
   return corrupt_file("key " + shown(key) + " is no integer of 16 or 32 bits");
 }
@@ -353,7 +355,7 @@ Status place_tensors(std::vector<TensorInfo>& tensors, int64_t data_begin, int64
 
 Result<GgufFile> parse(MappedFile file) {
   NIBBLE_ASSIGN_OR_RETURN(Header header, read_header(file));
-  NIBBLE_ASSIGN_OR_RETURN(const auto alignment, integer_of(file, header, "general.alignment"));
+  NIBBLE_ASSIGN_OR_RETURN(const auto alignment, integer_of(file, header, kGgufAlignment));
   const int64_t align = alignment.value_or(kGgufDefaultAlignment);
   if (align < 1 || (align & (align - 1)) != 0) {
     return corrupt_file("general.alignment = " + std::to_string(align) + " is not a power of two");

@@ -19,6 +19,7 @@
 namespace nibble::checkpoint {
 
 inline constexpr char kGgufMagic[] = "GGUF";
+inline constexpr char kGgufAlignment[] = "general.alignment";
 inline constexpr int64_t kGgufDefaultAlignment = 32;
 inline constexpr int kMaxGgufDepth = 32;  ///< arrays within arrays
 inline constexpr size_t kMaxGgufRank = 4;
