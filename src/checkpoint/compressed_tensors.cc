@@ -11,9 +11,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <numeric>
 
+#include "checkpoint/group_index.h"
 #include "checkpoint/spelling.h"
+#include "checkpoint/transpose.h"
 
 namespace nibble::checkpoint {
 namespace {
@@ -30,7 +31,10 @@ struct Scheme {
   const TensorInfo* scale = nullptr;
   const TensorInfo* zero = nullptr;    ///< null: symmetric
   const TensorInfo* global = nullptr;  ///< nvfp4 only
-  const TensorInfo* g_idx = nullptr;   ///< null: columns are in the order of groups
+  int64_t groups = 0;                  ///< scales a row
+  int64_t length = 0;                  ///< columns a group where `index` is empty
+  std::vector<int32_t> index;          ///< group of each column
+  GroupMap map;                        ///< of integers
 };
 
 /// One entry of `config_groups`.
@@ -104,11 +108,10 @@ bool agrees(const Declared& declared, const Facts& facts) {
 
 struct BitsAndGroup {
   int bits = 0;
-  int32_t group = 0;
+  int64_t length = 0;  ///< columns a group
 };
 
-/// Width and group from config.json where it has groups, else from the shapes alone: with more than
-/// one scale a row, only one of 16, 32, 64 and 128 gives that many.
+/// Width and group from config.json where it has groups, else from the shapes alone.
 Result<BitsAndGroup> choose(const Facts& facts, const std::vector<Declared>& declared) {
   const Declared* chosen = nullptr;
   for (const Declared& candidate : declared) {
@@ -126,15 +129,7 @@ Result<BitsAndGroup> choose(const Facts& facts, const std::vector<Declared>& dec
   BitsAndGroup out;
   if (chosen != nullptr) {
     out.bits = static_cast<int>(chosen->bits);
-    // A longer group than Nibble's, over a row that is no longer than it, is the whole row.
-    const bool whole = chosen->group >= facts.k && chosen->group > 128;
-    const bool known = chosen->group == 0 || chosen->group == 16 || chosen->group == 32 ||
-                       chosen->group == 64 || chosen->group == 128;
-    if (!whole && !known) {
-      return unsupported("group " + std::to_string(chosen->group) +
-                         " is not 16, 32, 64, 128 or the whole row");
-    }
-    out.group = whole ? 0 : static_cast<int32_t>(chosen->group);
+    out.length = chosen->group == 0 ? facts.k : chosen->group;
     return out;
   }
   if ((facts.bit_widths & (facts.bit_widths - 1)) != 0) {
@@ -142,14 +137,7 @@ Result<BitsAndGroup> choose(const Facts& facts, const std::vector<Declared>& dec
                        " fits 4 and 8 bits alike; config.json has to say which");
   }
   out.bits = facts.bit_widths == 1u << 4 ? 4 : 8;
-  if (facts.columns == 1) return out;
-  for (const int32_t group : {16, 32, 64, 128}) {
-    if (ceil_div(facts.k, group) == facts.columns) out.group = group;
-  }
-  if (out.group == 0) {
-    return corrupt_file(std::to_string(facts.columns) + " scales for k = " +
-                        std::to_string(facts.k) + " fit no group of 16, 32, 64 or 128");
-  }
+  NIBBLE_ASSIGN_OR_RETURN(out.length, group_length(facts.k, facts.columns, std::nullopt));
   return out;
 }
 
@@ -207,8 +195,9 @@ Result<Scheme> integer_scheme(const Source& source, const std::vector<Declared>&
   NIBBLE_ASSIGN_OR_RETURN(const BitsAndGroup found, choose(facts, declared));
   scheme.format.element = found.bits == 4 ? (facts.symmetric ? Element::kInt4 : Element::kUint4)
                                           : (facts.symmetric ? Element::kInt8 : Element::kUint8);
-  scheme.format.group = found.group;
-  scheme.format.scale = *scheme.scale->dtype;
+  scheme.groups = facts.columns;
+  scheme.length = found.length;
+  scheme.map = equal_groups(scheme.k, scheme.length);
   scheme.format.zero = facts.symmetric ? ZeroKind::kNone : ZeroKind::kInteger;
   if (scheme.zero != nullptr) {
     const int64_t zero_shape[] = {ceil_div(scheme.n * found.bits, 32), facts.columns};
@@ -217,9 +206,18 @@ Result<Scheme> integer_scheme(const Source& source, const std::vector<Declared>&
   }
   if (find_part(source, layer, kGIdx) != nullptr) {
     const int64_t columns[] = {scheme.k};
-    NIBBLE_ASSIGN_OR_RETURN(scheme.g_idx,
+    NIBBLE_ASSIGN_OR_RETURN(const TensorInfo* g_idx,
                             require_part(source, layer, kGIdx, bits(DType::kI32), columns));
+    scheme.index = index_values(source, *g_idx);
+    // The tool initialises the tensor with -1 and leaves it so when columns were not reordered.
+    if (std::all_of(scheme.index.begin(), scheme.index.end(), [](int32_t g) { return g == -1; })) {
+      scheme.index.clear();
+    } else {
+      NIBBLE_ASSIGN_OR_RETURN(scheme.map, indexed_groups(g_idx->name, scheme.index, scheme.groups));
+    }
   }
+  scheme.format.group = scheme.map.group;
+  scheme.format.scale = *scheme.scale->dtype;
   return scheme;
 }
 
@@ -314,7 +312,9 @@ std::vector<LayerInfo> layers(const Source& source) {
       layer.format = scheme->format;
       layer.n = scheme->n;
       layer.k = scheme->k;
-      layer.status = layer.format.validate();
+      layer.dense_only = scheme->map.dense_only;
+      if (layer.dense_only.empty()) layer.status = layer.format.validate();
+      if (!scheme->map.order.empty()) layer.remark = "act-order";
     } else {
       layer.status = scheme.status();
     }
@@ -323,100 +323,47 @@ std::vector<LayerInfo> layers(const Source& source) {
   return out;
 }
 
-/// Columns in the stored order of groups: column `order[j]` of the file is stored column j. Empty
-/// when that is the identity. g_idx counts every group's columns; all but the last must be full.
-Result<std::vector<int32_t>> group_order(const Source& source, const Scheme& scheme) {
-  std::vector<int32_t> group_of(static_cast<size_t>(scheme.k));
-  const Buffer stored = source.tensors.bytes(*scheme.g_idx);
-  std::memcpy(group_of.data(), stored.data(), static_cast<size_t>(stored.bytes()));
-  // The tool initialises the tensor with -1 and leaves it so when columns were not reordered.
-  if (std::all_of(group_of.begin(), group_of.end(), [](int32_t g) { return g == -1; })) {
-    return std::vector<int32_t>{};
-  }
-  const int64_t groups = scheme.format.groups(scheme.k);
-  std::vector<int64_t> population(static_cast<size_t>(groups));
-  for (size_t column = 0; column < group_of.size(); ++column) {
-    if (group_of[column] < 0 || group_of[column] >= groups) {
-      return corrupt_file("weight_g_idx[" + std::to_string(column) +
-                          "] = " + std::to_string(group_of[column]) + " of " +
-                          std::to_string(groups) + " groups");
-    }
-    ++population[static_cast<size_t>(group_of[column])];
-  }
-  const int64_t length = scheme.format.group_columns(scheme.k);
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t wanted = std::min(length, scheme.k - g * length);
-    if (population[static_cast<size_t>(g)] != wanted) {
-      return unsupported("weight_g_idx gives group " + std::to_string(g) + " " +
-                         std::to_string(population[static_cast<size_t>(g)]) + " columns, not " +
-                         std::to_string(wanted) + "; groups of unequal length are not supported");
-    }
-  }
-  std::vector<int32_t> order(group_of.size());
-  std::iota(order.begin(), order.end(), 0);
-  if (std::is_sorted(group_of.begin(), group_of.end())) return std::vector<int32_t>{};
-  std::stable_sort(order.begin(), order.end(), [&group_of](int32_t a, int32_t b) {
-    return group_of[static_cast<size_t>(a)] < group_of[static_cast<size_t>(b)];
-  });
-  return order;
-}
-
-/// Codes from rows of little-endian 32-bit words: fields hold value + 2^(bits-1), so signed codes
-/// differ from fields in the top bit alone and unsigned ones not at all.
+/// Fields hold value + 2^(bits-1), so signed codes differ from fields in the top bit alone and
+/// unsigned ones not at all: those are the file's bytes where its rows are no longer than ours.
 Result<Buffer> integer_codes(const Source& source, const Scheme& scheme,
-                             const std::vector<int32_t>& order) {
-  const bool four_bits = scheme.format.bits() == 4;
+                             std::span<const int32_t> order) {
+  const int width = scheme.format.bits();
   const bool is_signed = scheme.zero == nullptr;
   const int64_t stored_row = 4 * scheme.packed->shape[1];
-  const int64_t row = scheme.format.code_row_bytes(scheme.k);
-  const bool odd_nibble = four_bits && scheme.k % 2 != 0;  // the padding nibble may hold anything
+  const bool odd_nibble = width == 4 && scheme.k % 2 != 0;  // the padding may hold anything
   Buffer stored = source.tensors.bytes(*scheme.packed);
-  if (!is_signed && order.empty() && stored_row == row && !odd_nibble) return stored;
-
-  NIBBLE_ASSIGN_OR_RETURN(Buffer codes, Buffer::allocate(scheme.n * row));
-  const uint8_t flip = is_signed ? (four_bits ? 0x88 : 0x80) : 0;
-  for (int64_t r = 0; r < scheme.n; ++r) {
-    const uint8_t* in = stored.data() + r * stored_row;
-    uint8_t* out = codes.mutable_data() + r * row;
-    if (order.empty()) {
-      for (int64_t i = 0; i < row; ++i) out[i] = static_cast<uint8_t>(in[i] ^ flip);
-    } else if (four_bits) {
-      std::memset(out, 0, static_cast<size_t>(row));
-      for (size_t j = 0; j < order.size(); ++j) {
-        const int32_t column = order[j];
-        const int nibble = (in[column / 2] ^ flip) >> (4 * (column & 1)) & 15;
-        out[j / 2] = static_cast<uint8_t>(out[j / 2] | nibble << (4 * (j & 1)));
-      }
-    } else {
-      for (size_t j = 0; j < order.size(); ++j) out[j] = static_cast<uint8_t>(in[order[j]] ^ flip);
-    }
-    if (odd_nibble) out[row - 1] &= 15;
+  if (!is_signed && order.empty() && stored_row == scheme.format.code_row_bytes(scheme.k) &&
+      !odd_nibble) {
+    return stored;
   }
-  return codes;
+  const auto flip = static_cast<uint8_t>(is_signed ? 1 << (width - 1) : 0);
+  return rows_with_columns({stored.data(), scheme.n, scheme.k, width, flip}, stored_row, order);
 }
 
 /// One byte a zero point from words packed along dim 0: field i of word (r, g) belongs to row
 /// r * fields + i. (q - 8) - (z - 8) = q - z, so fields are zeros of unsigned codes as they stand.
 Result<Buffer> integer_zeros(const Source& source, const Scheme& scheme) {
   const int width = scheme.format.bits();
-  const int64_t fields = 32 / width, groups = scheme.zero->shape[1];
+  const int64_t fields = 32 / width, groups = scheme.groups;
+  const auto mask = (1u << width) - 1;
   const Buffer stored = source.tensors.bytes(*scheme.zero);
   NIBBLE_ASSIGN_OR_RETURN(Buffer zeros, Buffer::allocate(scheme.n * groups));
   for (int64_t row = 0; row < scheme.n; ++row) {
+    const uint8_t* words = stored.data() + 4 * (row / fields * groups);
+    const int shift = width * static_cast<int>(row % fields);
+    uint8_t* out = zeros.mutable_data() + row * groups;
     for (int64_t g = 0; g < groups; ++g) {
       uint32_t word;
-      std::memcpy(&word, stored.data() + 4 * (row / fields * groups + g), sizeof(word));
-      const uint32_t field =
-          word >> (static_cast<int64_t>(width) * (row % fields)) & ((1u << width) - 1);
-      zeros.mutable_data()[row * groups + g] = static_cast<uint8_t>(field);
+      std::memcpy(&word, words + 4 * g, sizeof(word));
+      out[g] = static_cast<uint8_t>(word >> shift & mask);
     }
   }
   return zeros;
 }
 
-Result<QuantizedTensor> load(const Source& source, const LayerInfo& layer) {
-  const auto declared = declared_groups(source.quantization);
-  NIBBLE_ASSIGN_OR_RETURN(const Scheme scheme, scheme_of(source, declared, layer.name));
+/// Codes with `order` applied, scales and zeros [n, groups] as stored.
+Result<QuantizedTensor> read_parts(const Source& source, const Scheme& scheme,
+                                   std::span<const int32_t> order) {
   QuantizedTensor q;
   q.format = scheme.format;
   q.n = scheme.n;
@@ -424,30 +371,50 @@ Result<QuantizedTensor> load(const Source& source, const LayerInfo& layer) {
   NIBBLE_ASSIGN_OR_RETURN(q.scales, source.tensors.values(*scheme.scale));
   if (scheme.format.element == Element::kE2M1) {
     q.codes = source.tensors.bytes(*scheme.packed);
-    if (scheme.global != nullptr) {
-      float divisor;
-      std::memcpy(&divisor, source.tensors.bytes(*scheme.global).data(), sizeof(divisor));
-      if (!std::isfinite(divisor) || divisor == 0) {
-        return corrupt_file("weight_global_scale is " + std::to_string(divisor));
-      }
-      q.tensor_scales = {{0, divisor}};
-      q.tensor_scale_op = TensorScaleOp::kDivide;
-    }
     return q;
   }
-  if (scheme.g_idx != nullptr) {
-    NIBBLE_ASSIGN_OR_RETURN(q.k_perm, group_order(source, scheme));
-  }
-  NIBBLE_ASSIGN_OR_RETURN(q.codes, integer_codes(source, scheme, q.k_perm));
+  NIBBLE_ASSIGN_OR_RETURN(q.codes, integer_codes(source, scheme, order));
   if (scheme.zero != nullptr) {
     NIBBLE_ASSIGN_OR_RETURN(q.zeros, integer_zeros(source, scheme));
   }
   return q;
 }
 
+Result<QuantizedTensor> load(const Source& source, const LayerInfo& layer) {
+  const auto declared = declared_groups(source.quantization);
+  NIBBLE_ASSIGN_OR_RETURN(Scheme scheme, scheme_of(source, declared, layer.name));
+  NIBBLE_ASSIGN_OR_RETURN(QuantizedTensor q, read_parts(source, scheme, scheme.map.order));
+  if (scheme.global != nullptr) {
+    float divisor;
+    std::memcpy(&divisor, source.tensors.bytes(*scheme.global).data(), sizeof(divisor));
+    if (!std::isfinite(divisor) || divisor == 0) {
+      return corrupt_file("weight_global_scale is " + std::to_string(divisor));
+    }
+    q.tensor_scales = {{0, divisor}};
+    q.tensor_scale_op = TensorScaleOp::kDivide;
+  }
+  NIBBLE_ASSIGN_OR_RETURN(
+      q.scales, with_source_groups(q.scales, q.n, scheme.groups, dtype_bytes(scheme.format.scale),
+                                   scheme.map));
+  if (scheme.zero != nullptr) {
+    NIBBLE_ASSIGN_OR_RETURN(q.zeros,
+                            with_source_groups(q.zeros, q.n, scheme.groups, 1, scheme.map));
+  }
+  q.k_perm = std::move(scheme.map.order);
+  return q;
+}
+
+Result<DenseRows> dense(const Source& source, const LayerInfo& layer) {
+  const auto declared = declared_groups(source.quantization);
+  NIBBLE_ASSIGN_OR_RETURN(Scheme scheme, scheme_of(source, declared, layer.name));
+  NIBBLE_ASSIGN_OR_RETURN(QuantizedTensor parts, read_parts(source, scheme, {}));
+  if (scheme.index.empty()) scheme.index = equal_index(scheme.k, scheme.length);
+  return rows_by_index(std::move(parts), scheme.groups, std::move(scheme.index));
+}
+
 }  // namespace
 
 extern const ReadSpelling kReadCompressedTensors;
-const ReadSpelling kReadCompressedTensors = {"compressed-tensors", claims, layers, load};
+const ReadSpelling kReadCompressedTensors = {"compressed-tensors", claims, layers, load, dense};
 
 }  // namespace nibble::checkpoint

@@ -1,0 +1,311 @@
+// Every stored order becomes rows in the same two steps. A tile holds 16 words along K of 128 rows,
+// `tile[word][slot]`; each order fills it in its own way:
+//
+//   along K            16 pieces of 512 bytes are copied
+//   along K, gathered  a word is put together from fields of 8 (or 4) words, 4 slots at a time, out
+//                      of a strip that holds all words of the 128 rows close together: in the file
+//                      they lie n words apart, which a cache with few ways cannot hold
+//   AWQ                the 8 x 8 nibbles of 8 words are transposed, 4 slots at a time
+//
+// and store_tile transposes its 32-bit words into the 128 rows, a cache line of 64 bytes each.
+#include "checkpoint/transpose.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+namespace nibble::checkpoint {
+namespace {
+
+constexpr int64_t kTileWords = 16, kTileRows = 128, kTileBytes = 4 * kTileWords;
+constexpr int64_t kLanes = 4;
+using Words = uint32_t __attribute__((vector_size(16)));
+struct Tile {
+  alignas(64) uint32_t words[kTileWords][kTileRows];
+};
+
+Words load(const void* p) {
+  Words v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+void store(void* p, Words v) { std::memcpy(p, &v, sizeof(v)); }
+
+/// in[i] lane j → out[j] lane i.
+void transpose_lanes(const Words in[4], Words out[4]) {
+  const Words ab_low = __builtin_shufflevector(in[0], in[1], 0, 4, 1, 5);
+  const Words ab_high = __builtin_shufflevector(in[0], in[1], 2, 6, 3, 7);
+  const Words cd_low = __builtin_shufflevector(in[2], in[3], 0, 4, 1, 5);
+  const Words cd_high = __builtin_shufflevector(in[2], in[3], 2, 6, 3, 7);
+  out[0] = __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5);
+  out[1] = __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7);
+  out[2] = __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5);
+  out[3] = __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7);
+}
+
+/// Slot s of the tile goes to the 64 bytes at to[s].
+void store_whole_tile(const Tile& tile, uint32_t flip, uint8_t* const to[kTileRows]) {
+  const Words flips = Words{} + flip;
+  for (int64_t s = 0; s < kTileRows; s += kLanes) {
+    for (int64_t w = 0; w < kTileWords; w += kLanes) {
+      Words in[4], out[4];
+      for (int64_t i = 0; i < kLanes; ++i) in[i] = load(&tile.words[w + i][s]) ^ flips;
+      transpose_lanes(in, out);
+      for (int64_t i = 0; i < kLanes; ++i) store(to[s + i] + 4 * w, out[i]);
+    }
+  }
+}
+
+/// The rows that a matrix of codes consists of while it is written tile by tile.
+class CodeRows {
+ public:
+  static Result<CodeRows> of(const StoredCodes& stored) {
+    CodeRows rows;
+    rows.stored_ = stored;
+    rows.row_bytes_ = ceil_div(stored.k * stored.bits, 8);
+    rows.flip_ = stored.flip * (stored.bits == 4 ? 0x11111111u : 0x01010101u);
+    const auto bytes = checked_product(stored.n, rows.row_bytes_);
+    if (!bytes) return invalid_argument("the codes' size overflows 63 bits");
+    NIBBLE_ASSIGN_OR_RETURN(rows.codes_, Buffer::allocate(*bytes));
+    return rows;
+  }
+  int64_t words() const { return ceil_div(row_bytes_, 4); }
+
+  /// Words [word, word + 16) of the rows `row + slot_rows[s]`; what lies past the matrix is
+  /// dropped.
+  void store_tile(const Tile& tile, int64_t row, int64_t word,
+                  const std::array<uint8_t, kTileRows>& slot_rows) {
+    uint8_t* const codes = codes_.mutable_data() + 4 * word;
+    const int64_t bytes = std::min(kTileBytes, row_bytes_ - 4 * word);
+    alignas(64) uint8_t scratch[kTileRows][kTileBytes];
+    uint8_t* to[kTileRows];
+    for (size_t s = 0; s < kTileRows; ++s) {
+      const int64_t target = row + slot_rows[s];
+      const bool whole = target < stored_.n && bytes == kTileBytes;
+      to[s] = whole ? codes + target * row_bytes_ : scratch[s];
+    }
+    store_whole_tile(tile, flip_, to);
+    if (bytes == kTileBytes) return;
+    for (size_t s = 0; s < kTileRows; ++s) {
+      const int64_t target = row + slot_rows[s];
+      if (target >= stored_.n) continue;
+      std::memcpy(codes + target * row_bytes_, scratch[s], static_cast<size_t>(bytes));
+    }
+  }
+
+  /// Rows that lie `row_bytes` apart and are in order as they stand.
+  void copy_rows(int64_t row_bytes) {
+    const auto flip = static_cast<uint8_t>(flip_);
+    for (int64_t row = 0; row < stored_.n; ++row) {
+      const uint8_t* from = stored_.words + row * row_bytes;
+      uint8_t* to = codes_.mutable_data() + row * row_bytes_;
+      for (int64_t i = 0; i < row_bytes_; ++i) to[i] = static_cast<uint8_t>(from[i] ^ flip);
+    }
+  }
+
+  Buffer take() {
+    if (stored_.bits == 4 && stored_.k % 2 != 0) {
+      for (int64_t row = 1; row <= stored_.n; ++row) {
+        codes_.mutable_data()[row * row_bytes_ - 1] &= 15;
+      }
+    }
+    return std::move(codes_);
+  }
+
+ private:
+  StoredCodes stored_;
+  int64_t row_bytes_ = 0;
+  uint32_t flip_ = 0;
+  Buffer codes_;
+};
+
+constexpr auto kSlotsInOrder = [] {
+  std::array<uint8_t, kTileRows> rows{};
+  for (size_t s = 0; s < kTileRows; ++s) rows[s] = static_cast<uint8_t>(s);
+  return rows;
+}();
+
+/// Slot 16 i + c holds field i of word c.
+constexpr auto kAwqSlots = [] {
+  std::array<uint8_t, kTileRows> rows{};
+  for (size_t s = 0; s < kTileRows; ++s) {
+    rows[s] = static_cast<uint8_t>(8 * (s % 16) + kAwqOrder[s / 16]);
+  }
+  return rows;
+}();
+
+/// All words along K of up to 128 rows: words[word * slots + slot].
+struct Strip {
+  /// Few rows have a narrow strip, so that it is never much larger than what it is made from.
+  Strip(int64_t n, int64_t num_words)
+      : slots(round_up(std::min(kTileRows, n), kStep)),
+        words(static_cast<size_t>(num_words * slots)) {}
+  static constexpr int64_t kStep = 4 * kLanes;  ///< slots that are gathered together
+  uint32_t* word(int64_t index) { return words.data() + index * slots; }
+
+  int64_t slots;
+  std::vector<uint32_t> words;
+};
+
+/// One word of every slot, whose fields are the strip's columns columns[0 .. count).
+template <int kBits>
+void gather_word(const Strip& strip, const int32_t* columns, int64_t count, uint32_t* out) {
+  constexpr int32_t kFields = 32 / kBits;
+  constexpr uint32_t kMask = (1u << kBits) - 1;
+  constexpr int64_t kVectors = Strip::kStep / kLanes;
+  for (int64_t s = 0; s < strip.slots; s += Strip::kStep) {
+    Words sum[kVectors] = {};
+    for (int32_t j = 0; j < count; ++j) {
+      const uint32_t* from = strip.words.data() + columns[j] / kFields * strip.slots + s;
+      const int shift = columns[j] % kFields * kBits;
+      for (int64_t v = 0; v < kVectors; ++v) {
+        sum[v] |= (load(from + kLanes * v) >> shift & kMask) << (kBits * j);
+      }
+    }
+    for (int64_t v = 0; v < kVectors; ++v) store(out + s + kLanes * v, sum[v]);
+  }
+}
+
+/// Writes the rows from `row` on from their strip.
+void store_gathered(const StoredCodes& stored, const Strip& strip, std::span<const int32_t> order,
+                    int64_t row, CodeRows& rows) {
+  const auto gather = stored.bits == 4 ? gather_word<4> : gather_word<8>;
+  const int64_t fields = 32 / stored.bits, words = rows.words();
+  Tile tile{};
+  for (int64_t word = 0; word < words; word += kTileWords) {
+    for (int64_t w = word; w < std::min(word + kTileWords, words); ++w) {
+      gather(strip, order.data() + w * fields, std::min(fields, stored.k - w * fields),
+             tile.words[w - word]);
+    }
+    rows.store_tile(tile, row, word, kSlotsInOrder);
+  }
+}
+
+/// a[r] nibble i → a[i] nibble r, in every lane.
+void transpose_nibbles(Words a[8]) {
+  const auto swap = [](Words& low, Words& high, int shift, uint32_t mask) {
+    const Words t = ((low >> shift) ^ high) & mask;
+    high ^= t;
+    low ^= t << shift;
+  };
+  for (int i = 0; i < 4; ++i) swap(a[i], a[i + 4], 16, 0x0000FFFF);
+  for (const int i : {0, 1, 4, 5}) swap(a[i], a[i + 2], 8, 0x00FF00FF);
+  for (const int i : {0, 2, 4, 6}) swap(a[i], a[i + 1], 4, 0x0F0F0F0F);
+}
+
+template <class Value>
+void transpose_values(const uint8_t* values, int64_t columns, std::span<const int32_t> picked,
+                      uint8_t* out) {
+  constexpr int64_t kBlock = 64;  // rows of the result that are written together
+  const auto width = static_cast<int64_t>(sizeof(Value));
+  const auto length = static_cast<int64_t>(picked.size());
+  for (int64_t begin = 0; begin < columns; begin += kBlock) {
+    const int64_t count = std::min(kBlock, columns - begin);
+    for (int64_t j = 0; j < length; ++j) {
+      const uint8_t* from =
+          values + (int64_t{picked[static_cast<size_t>(j)]} * columns + begin) * width;
+      uint8_t* to = out + (begin * length + j) * width;
+      for (int64_t c = 0; c < count; ++c) {
+        std::memcpy(to + c * length * width, from + c * width, sizeof(Value));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+Result<Buffer> rows_from_words_along_k(const StoredCodes& stored, std::span<const int32_t> order) {
+  NIBBLE_ASSIGN_OR_RETURN(CodeRows rows, CodeRows::of(stored));
+  const int64_t words = rows.words();
+  const auto copy_word = [&](int64_t row, int64_t word, uint32_t* to) {
+    std::memcpy(to, stored.words + 4 * (word * stored.n + row),
+                static_cast<size_t>(4 * std::min(kTileRows, stored.n - row)));
+  };
+  if (!order.empty()) {
+    Strip strip(stored.n, words);
+    for (int64_t row = 0; row < stored.n; row += kTileRows) {
+      for (int64_t w = 0; w < words; ++w) copy_word(row, w, strip.word(w));
+      store_gathered(stored, strip, order, row, rows);
+    }
+    return rows.take();
+  }
+  Tile tile{};
+  for (int64_t row = 0; row < stored.n; row += kTileRows) {
+    for (int64_t word = 0; word < words; word += kTileWords) {
+      for (int64_t w = word; w < std::min(word + kTileWords, words); ++w) {
+        copy_word(row, w, tile.words[w - word]);
+      }
+      rows.store_tile(tile, row, word, kSlotsInOrder);
+    }
+  }
+  return rows.take();
+}
+
+Result<Buffer> rows_from_awq_words(const StoredCodes& stored) {
+  NIBBLE_ASSIGN_OR_RETURN(CodeRows rows, CodeRows::of(stored));
+  const int64_t words = rows.words(), stored_words = ceil_div(stored.n, 8);
+  Tile tile{};
+  for (int64_t row = 0; row < stored.n; row += kTileRows) {
+    const int64_t count = std::min(kTileRows / 8, stored_words - row / 8);
+    for (int64_t word = 0; word < words; word += kTileWords) {
+      for (int64_t w = word; w < std::min(word + kTileWords, words); ++w) {
+        alignas(64) uint32_t block[8][kTileRows / 8] = {};
+        for (int64_t i = 0; i < std::min<int64_t>(8, stored.k - 8 * w); ++i) {
+          std::memcpy(block[i], stored.words + 4 * ((8 * w + i) * stored_words + row / 8),
+                      static_cast<size_t>(4 * count));
+        }
+        for (int64_t c = 0; c < kTileRows / 8; c += kLanes) {
+          Words nibbles[8];
+          for (int i = 0; i < 8; ++i) nibbles[i] = load(block[i] + c);
+          transpose_nibbles(nibbles);
+          for (int i = 0; i < 8; ++i) store(tile.words[w - word] + 16 * i + c, nibbles[i]);
+        }
+      }
+      rows.store_tile(tile, row, word, kAwqSlots);
+    }
+  }
+  return rows.take();
+}
+
+Result<Buffer> rows_with_columns(const StoredCodes& stored, int64_t row_bytes,
+                                 std::span<const int32_t> order) {
+  NIBBLE_ASSIGN_OR_RETURN(CodeRows rows, CodeRows::of(stored));
+  if (order.empty()) {
+    rows.copy_rows(row_bytes);
+    return rows.take();
+  }
+  const int64_t words = rows.words(), used_bytes = ceil_div(stored.k * stored.bits, 8);
+  Strip strip(stored.n, words);
+  for (int64_t row = 0; row < stored.n; row += kTileRows) {
+    const int64_t count = std::min(kTileRows, stored.n - row);
+    const uint8_t* const from = stored.words + row * row_bytes;
+    for (int64_t word = 0; word < words; ++word) {
+      const int64_t bytes = std::min<int64_t>(4, used_bytes - 4 * word);
+      uint32_t* const to = strip.word(word);
+      if (bytes == 4) {
+        for (int64_t s = 0; s < count; ++s) std::memcpy(to + s, from + s * row_bytes + 4 * word, 4);
+      } else {
+        for (int64_t s = 0; s < count; ++s) {
+          std::memcpy(to + s, from + s * row_bytes + 4 * word, static_cast<size_t>(bytes));
+        }
+      }
+    }
+    store_gathered(stored, strip, order, row, rows);
+  }
+  return rows.take();
+}
+
+Result<Buffer> transposed(const uint8_t* values, int64_t columns, int64_t value_bytes,
+                          std::span<const int32_t> picked) {
+  const auto count = checked_product(columns, static_cast<int64_t>(picked.size()));
+  const auto bytes = count ? checked_product(*count, value_bytes) : std::nullopt;
+  if (!bytes) return invalid_argument("the size of a transposed matrix overflows 63 bits");
+  NIBBLE_ASSIGN_OR_RETURN(Buffer out, Buffer::allocate(*bytes));
+  const auto transpose = value_bytes == 1   ? transpose_values<uint8_t>
+                         : value_bytes == 2 ? transpose_values<uint16_t>
+                                            : transpose_values<uint32_t>;
+  transpose(values, columns, picked, out.mutable_data());
+  return out;
+}
+
+}  // namespace nibble::checkpoint
