@@ -124,10 +124,9 @@ Result<OpenedModel> open_onnx(MappedFile file, const std::string& path,
     }
   }
   for (TensorFile& part : model.files) {
-    std::stable_sort(part.tensors.begin(), part.tensors.end(),
-                     [](const TensorInfo& a, const TensorInfo& b) {
-                       return a.file_offset < b.file_offset;
-                     });
+    std::stable_sort(
+        part.tensors.begin(), part.tensors.end(),
+        [](const TensorInfo& a, const TensorInfo& b) { return a.file_offset < b.file_offset; });
   }
   if (!typed.empty()) {
     NIBBLE_ASSIGN_OR_RETURN(TensorFile decoded, decode_typed(parsed, typed));

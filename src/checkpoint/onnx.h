@@ -21,7 +21,7 @@ namespace nibble::checkpoint {
 inline constexpr size_t kMaxOnnxNodes = 1'000'000;
 inline constexpr size_t kMaxOnnxTensors = 1'000'000;
 inline constexpr size_t kMaxOnnxParts = 8'000'000;  ///< inputs, outputs and attributes of nodes
-inline constexpr int kMaxOnnxDepth = 32;   ///< subgraphs in one another
+inline constexpr int kMaxOnnxDepth = 32;            ///< subgraphs in one another
 inline constexpr size_t kMaxOnnxRank = 32;
 
 /// One value of TensorProto.DataType.
@@ -115,8 +115,8 @@ struct OnnxGraph {
   std::vector<OnnxNode> nodes;  ///< a subgraph's right before the node that holds it
   std::vector<OnnxTensor> tensors;
   std::vector<OnnxValue> values;
-  std::vector<int32_t> value_of_tensor;  ///< parallel to `tensors`
-  std::vector<int32_t> by_name;          ///< indices into `tensors`, in the order of names
+  std::vector<int32_t> value_of_tensor;         ///< parallel to `tensors`
+  std::vector<int32_t> by_name;                 ///< indices into `tensors`, in the order of names
   std::map<std::string, std::string> metadata;  ///< producer, versions, opsets, properties
 
   /// Index into `tensors`, or -1.

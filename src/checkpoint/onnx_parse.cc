@@ -196,9 +196,8 @@ struct ValueCoding {
 };
 
 ValueCoding coding_of(const OnnxType& type, uint32_t values_field, bool in_attribute) {
-  const bool is_float = in_attribute
-                            ? values_field == field::kF || values_field == field::kFloats
-                            : values_field == field::kFloatData;
+  const bool is_float = in_attribute ? values_field == field::kF || values_field == field::kFloats
+                                     : values_field == field::kFloatData;
   if (is_float) return {true, 4};
   if (!in_attribute && values_field == field::kDoubleData) return {true, 8};
   return {false, std::max(1, type.bits / 8)};
@@ -416,8 +415,7 @@ class Parser {
       }
     }
     if (graph_.nodes.size() == kMaxOnnxNodes) {
-      throw Malformed{Code::kUnsupported,
-                      "more than " + std::to_string(kMaxOnnxNodes) + " nodes"};
+      throw Malformed{Code::kUnsupported, "more than " + std::to_string(kMaxOnnxNodes) + " nodes"};
     }
     const auto index = static_cast<int32_t>(graph_.nodes.size());
     graph_.nodes.push_back(std::move(node));
@@ -498,7 +496,8 @@ class Parser {
                                    : (is_list ? uint32_t{field::kInts} : uint32_t{field::kI});
     tensor.storage = OnnxTensor::Storage::kValues;
     int64_t count = 0;
-    for_each_value(tensor.message, tensor.values_field, is_float, 4, [&count](uint64_t) { ++count; });
+    for_each_value(tensor.message, tensor.values_field, is_float, 4,
+                   [&count](uint64_t) { ++count; });
     if (is_list) {
       tensor.dims = {count};
     } else if (count != 1) {
@@ -532,8 +531,8 @@ class Parser {
           append_integers(in, "a dimension", tensor.dims);
           break;
         case field::kDataType:
-          tensor.data_type = static_cast<int32_t>(
-              std::clamp<int64_t>(integer_of(in, "data_type"), -1, INT32_MAX));
+          tensor.data_type =
+              static_cast<int32_t>(std::clamp<int64_t>(integer_of(in, "data_type"), -1, INT32_MAX));
           break;
         case field::kSegment:
           fail("a tensor is stored in segments");
@@ -753,10 +752,9 @@ int64_t OnnxNode::integer(std::string_view key, int64_t otherwise) const {
 }
 
 int32_t OnnxGraph::find_tensor(std::string_view name) const {
-  const auto found =
-      std::lower_bound(by_name.begin(), by_name.end(), name, [this](int32_t i, std::string_view n) {
-        return tensors[static_cast<size_t>(i)].name < n;
-      });
+  const auto found = std::lower_bound(
+      by_name.begin(), by_name.end(), name,
+      [this](int32_t i, std::string_view n) { return tensors[static_cast<size_t>(i)].name < n; });
   if (found == by_name.end() || tensors[static_cast<size_t>(*found)].name != name) return -1;
   return *found;
 }
@@ -778,8 +776,7 @@ Result<OnnxGraph> parse_onnx(MappedFile file, const std::string& name) {
   const std::string_view message(reinterpret_cast<const char*>(file.data()),
                                  static_cast<size_t>(file.bytes()));
   graph.file = std::move(file);
-  NIBBLE_RETURN_IF_ERROR(
-      caught([&] { Parser(graph).parse_model(message); }).with_context(name));
+  NIBBLE_RETURN_IF_ERROR(caught([&] { Parser(graph).parse_model(message); }).with_context(name));
   return graph;
 }
 
