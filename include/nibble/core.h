@@ -266,9 +266,9 @@ Result<QuantizedTensor> make_quantized_tensor(const Format& format, int64_t n, i
 /// Where the codes lie for one family of kernels.
 struct Layout {
   LayoutId id = LayoutId::kRowMajor;
-  bool paired = false;  ///< gate and up rows interleaved in each panel (kCpuPanel16)
+  bool paired = false;  ///< gate and up rows interleaved in each panel of 16
 
-  static Result<Layout> parse(std::string_view name);  ///< "row_major", "cpu_panel16[-paired]"
+  static Result<Layout> parse(std::string_view name);  ///< "row_major", "cuda_frag16[-paired]", …
   std::string name() const;
   int64_t tile_n() const;  ///< n_padded is a multiple of this
   int64_t tile_k() const;  ///< k_padded is a multiple of this
@@ -282,8 +282,11 @@ struct Layout {
   bool operator==(const Layout&) const = default;
 };
 inline constexpr int kLayoutVersion = 1;
-/// A stored code is the element's code XOR this: panel16 keeps int4 as q+8 and int8 as q+128.
+/// A stored code is the element's code XOR this: panel16 keeps int4 as q+8 and int8
+/// as q+128; frag16 keeps int4 as q+8 and uint8 as q-128.
 uint8_t layout_code_xor(LayoutId layout, Element element);
+/// Groups in a block of 64 columns of cuda_frag16; 1 where a group is as long or longer.
+int64_t groups_per_fragment_block(const Format& format);
 
 /// Parts of a packed weight, each at an offset that is a multiple of 256 bytes.
 enum class SectionId : uint8_t { kCodes, kScales, kZeros, kRowScale, kRowShift, kKPerm, kPreScale };

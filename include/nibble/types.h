@@ -52,6 +52,8 @@ enum class TensorScaleOp : uint8_t { kMultiply, kDivide };
 enum class LayoutId : uint8_t {
   kRowMajor,    ///< [N, ceil(K*bits/8)], low bits first along K; scales [N, groups]
   kCpuPanel16,  ///< panels of 16 rows x blocks of 32 columns, in the order of 4-byte dot products
+  kCudaFrag16,  ///< panels of 16 rows x blocks of 64 columns, in the order of mma.m16n8k16
+                ///< fragments
 };
 
 enum class Activation : uint8_t { kNone, kRelu, kSilu, kGeluTanh, kGeluErf };

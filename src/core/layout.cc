@@ -2,20 +2,23 @@
 
 namespace nibble {
 namespace {
-constexpr int64_t kPanelRows = 16;     // outputs per panel
-constexpr int64_t kBlockColumns = 32;  // columns per block
+constexpr int64_t kPanelRows = 16;        // outputs per panel
+constexpr int64_t kBlockColumns = 32;     // columns per block of cpu_panel16
+constexpr int64_t kFragmentColumns = 64;  // columns per block of cuda_frag16: four k16 steps
+constexpr int64_t kLanes = 32;            // of a warp
 constexpr int64_t kSectionAlign = 256;
 }  // namespace
 
 Result<Layout> Layout::parse(std::string_view name) {
-  for (const LayoutId id : {LayoutId::kRowMajor, LayoutId::kCpuPanel16}) {
+  for (const LayoutId id : {LayoutId::kRowMajor, LayoutId::kCpuPanel16, LayoutId::kCudaFrag16}) {
     for (const bool paired : {false, true}) {
       const Layout layout{id, paired};
       if (name == layout.name() && !(paired && id == LayoutId::kRowMajor)) return layout;
     }
   }
   return invalid_argument("unknown layout '" + std::string(name) +
-                          "'; known: row_major, cpu_panel16, cpu_panel16-paired");
+                          "'; known: row_major, cpu_panel16, cpu_panel16-paired, cuda_frag16, "
+                          "cuda_frag16-paired");
 }
 
 std::string Layout::name() const {
@@ -27,6 +30,7 @@ int64_t Layout::tile_n() const {
     case LayoutId::kRowMajor:
       return 1;
     case LayoutId::kCpuPanel16:
+    case LayoutId::kCudaFrag16:
       return kPanelRows;
   }
   return 1;
@@ -38,6 +42,8 @@ int64_t Layout::tile_k() const {
       return 1;
     case LayoutId::kCpuPanel16:
       return kBlockColumns;
+    case LayoutId::kCudaFrag16:
+      return kFragmentColumns;
   }
   return 1;
 }
@@ -50,6 +56,29 @@ int64_t Layout::packed_row(int64_t row, int64_t n) const {
   const int64_t within = up ? row - half_n : row;
   return within / kHalf * kPanelRows + (up ? kHalf : 0) + within % kHalf;
 }
+
+namespace {
+
+// Place of one code in a block of 16 rows x 64 columns: the A fragment of mma.m16n8k16, four steps
+// of 16 columns in a row. Lane 4g + t holds, of each step, eight codes e = 0..7:
+//   row g + 8 * (e / 2 % 2), column 2t + e % 2 + 8 * (e / 4)
+// so that register i of the fragment is the pair e = 2i (low half), 2i + 1 (high half).
+int64_t fragment_offset_bits(int64_t row, int64_t column, const Format& format) {
+  const int64_t step = column / 16, c = column % 16;
+  const int64_t lane = 4 * (row % 8) + c % 8 / 2;
+  const int64_t e = c % 2 + 2 * (row / 8) + 4 * (c / 8);
+  if (format.bits() == 4) {
+    // A step is a 32-bit word. Values that are computed: a mask and shifts by 4i bring pair i to
+    // the ends of both halves. Values from a table of pairs: pair i is byte i.
+    const bool table = format.element == Element::kNF4;
+    return 8 * (16 * lane + 4 * step) + 4 * (table ? e : e / 2 + 4 * (e % 2));
+  }
+  // A step is two words; a mask and a shift by 8 give the two pairs of each.
+  return 8 * (16 * (kLanes * (step / 2) + lane) + 8 * (step % 2) + 4 * (e / 4) + e % 4 / 2 +
+              2 * (e % 2));
+}
+
+}  // namespace
 
 // Panel16, 4 bits: vector j (64 bytes) of a block holds columns 4j..4j+3 in the low nibbles and
 // 16+4j..16+4j+3 in the high ones, four bytes a row, so that one 4-byte dot product per lane eats
@@ -67,6 +96,13 @@ int64_t Layout::offset_bits(int64_t row, int64_t column, const PackedWeightInfo&
       if (bits == 8) return 8 * (block * 512 + 64 * (c / 4) + lane + c % 4);
       return 8 * (block * 256 + 64 * (c % 16 / 4) + lane + c % 4) + (c >= 16 ? 4 : 0);
     }
+    case LayoutId::kCudaFrag16: {
+      const int64_t packed = packed_row(row, info.n);
+      const int64_t block =
+          packed / kPanelRows * (info.k_padded / kFragmentColumns) + column / kFragmentColumns;
+      return block * kPanelRows * kFragmentColumns * bits +
+             fragment_offset_bits(packed % kPanelRows, column % kFragmentColumns, info.format);
+    }
   }
   return 0;
 }
@@ -78,6 +114,14 @@ int64_t Layout::scale_index(int64_t row, int64_t group, const PackedWeightInfo& 
     case LayoutId::kCpuPanel16: {
       const int64_t packed = packed_row(row, info.n);
       return (packed / kPanelRows * info.num_groups + group) * kPanelRows + packed % kPanelRows;
+    }
+    case LayoutId::kCudaFrag16: {
+      // The groups of one block lie together, rows g and g + 8 of a lane beside each other.
+      const int64_t packed = packed_row(row, info.n), within = packed % kPanelRows;
+      const int64_t per_block = groups_per_fragment_block(info.format);
+      const int64_t place = 2 * (within % 8) + within / 8;
+      return packed / kPanelRows * kPanelRows * info.num_groups +
+             (group / per_block * kPanelRows + place) * per_block + group % per_block;
     }
   }
   return 0;
@@ -118,6 +162,11 @@ Status lay_out(PackedWeightInfo& info, bool has_k_perm, bool has_pre_scale) {
   return {};
 }
 
+int64_t groups_per_fragment_block(const Format& format) {
+  return format.group == 0 || format.group >= kFragmentColumns ? 1
+                                                               : kFragmentColumns / format.group;
+}
+
 uint8_t layout_code_xor(LayoutId layout, Element element) {
   switch (layout) {
     case LayoutId::kRowMajor:
@@ -125,6 +174,9 @@ uint8_t layout_code_xor(LayoutId layout, Element element) {
     case LayoutId::kCpuPanel16:
       if (element == Element::kInt4) return 0x8;
       return element == Element::kInt8 ? 0x80 : 0;
+    case LayoutId::kCudaFrag16:
+      if (element == Element::kInt4) return 0x8;
+      return element == Element::kUint8 ? 0x80 : 0;
   }
   return 0;
 }

@@ -19,6 +19,7 @@ constexpr NamedValue<Isa> kIsaNames[] = {
 constexpr NamedValue<LayoutId> kLayoutNames[] = {
     {"row_major", LayoutId::kRowMajor},
     {"cpu_panel16", LayoutId::kCpuPanel16},
+    {"cuda_frag16", LayoutId::kCudaFrag16},
 };
 constexpr NamedValue<Compute> kComputeNames[] = {
     {"exact", Compute::kExact},

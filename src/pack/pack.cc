@@ -3,12 +3,32 @@
 #include <algorithm>
 #include <cstring>
 
+#include "pack/frag16.h"
 #include "pack/panel16.h"
 
 namespace nibble {
 namespace {
 
 constexpr int64_t kSectionAlign = 256;
+constexpr int64_t kMostBlockColumns = kFragmentColumns;
+
+/// How a panel layout moves one block of 16 rows between canonical and packed order.
+struct BlockMover {
+  int64_t columns;
+  void (*pack)(const uint8_t* const rows[kPanelRows], uint8_t code_xor, uint8_t* out);
+  void (*unpack)(const uint8_t* in, uint8_t code_xor, uint8_t* const rows[kPanelRows]);
+};
+BlockMover mover_of(const PackedWeightInfo& info) {
+  const bool four = info.format.bits() == 4;
+  if (info.layout.id == LayoutId::kCudaFrag16) {
+    if (info.format.element == Element::kNF4)
+      return {kFragmentColumns, pack_fragment_table, unpack_fragment_table};
+    return {kFragmentColumns, four ? pack_fragment_4bit : pack_fragment_8bit,
+            four ? unpack_fragment_4bit : unpack_fragment_8bit};
+  }
+  return {kBlockColumns, four ? pack_block_4bit : pack_block_8bit,
+          four ? unpack_block_4bit : unpack_block_8bit};
+}
 
 /// The code that decodes to 0 whatever the scale; uint codes use their group's zero instead.
 uint8_t padding_code(Element element) {
@@ -49,18 +69,18 @@ uint8_t tail_code(const QuantizedTensor& q, int64_t row) {
 void pack_panel_codes(const QuantizedTensor& q, const PackedWeightInfo& info, int64_t panel,
                       uint8_t* out) {
   const int bits = info.format.bits();
-  const int64_t block_bytes = kPanelRows * kBlockColumns * bits / 8,
-                row_block_bytes = kBlockColumns * bits / 8;
+  const BlockMover mover = mover_of(info);
+  const int64_t block_bytes = kPanelRows * mover.columns * bits / 8,
+                row_block_bytes = mover.columns * bits / 8;
   const int64_t row_bytes = q.format.code_row_bytes(q.k);
-  const int64_t blocks = info.k_padded / kBlockColumns, whole_blocks = q.k / kBlockColumns;
+  const int64_t blocks = info.k_padded / mover.columns, whole_blocks = q.k / mover.columns;
   const uint8_t code_xor = layout_code_xor(info.layout.id, info.format.element);
-  const auto pack_block = bits == 4 ? pack_block_4bit : pack_block_8bit;
   out += panel * blocks * block_bytes;
 
   const auto fill = [bits](uint8_t code) {
     return static_cast<uint8_t>(bits == 4 ? code * 0x11 : code);
   };
-  alignas(16) uint8_t padding[kBlockColumns];
+  alignas(16) uint8_t padding[kMostBlockColumns];
   std::memset(padding, fill(padding_code(info.format.element)), sizeof(padding));
   int64_t rows[kPanelRows];
   panel_rows(info, panel, rows);
@@ -70,12 +90,12 @@ void pack_panel_codes(const QuantizedTensor& q, const PackedWeightInfo& info, in
       sources[r] =
           rows[r] < 0 ? padding : q.codes.data() + rows[r] * row_bytes + b * row_block_bytes;
     }
-    pack_block(sources, code_xor, out + b * block_bytes);
+    mover.pack(sources, code_xor, out + b * block_bytes);
   }
   if (whole_blocks == blocks) return;
   // The last block reaches past K: complete each row in scratch.
-  alignas(16) uint8_t tail[kPanelRows][kBlockColumns];
-  const int64_t columns = q.k - whole_blocks * kBlockColumns, left = ceil_div(columns * bits, 8);
+  alignas(16) uint8_t tail[kPanelRows][kMostBlockColumns];
+  const int64_t columns = q.k - whole_blocks * mover.columns, left = ceil_div(columns * bits, 8);
   for (int r = 0; r < kPanelRows; ++r) {
     sources[r] = padding;
     if (rows[r] < 0) continue;
@@ -89,10 +109,31 @@ void pack_panel_codes(const QuantizedTensor& q, const PackedWeightInfo& info, in
     }
     sources[r] = tail[r];
   }
-  pack_block(sources, code_xor, out + whole_blocks * block_bytes);
+  mover.pack(sources, code_xor, out + whole_blocks * block_bytes);
 }
 
-/// [n][groups] values → [group][16] of one panel; padding becomes zero bytes.
+/// Places of the values of one panel: those of row r and group g lie at row[r] + group(g).
+struct PanelOrder {
+  int64_t per_block, block_stride, group_stride;
+  int64_t row[kPanelRows];
+  int64_t group(int64_t g) const {
+    return g / per_block * block_stride + g % per_block * group_stride;
+  }
+};
+PanelOrder panel_order(const PackedWeightInfo& info) {
+  PanelOrder order{1, kPanelRows, 0, {}};
+  if (info.layout.id == LayoutId::kCudaFrag16) {
+    const int64_t per_block = groups_per_fragment_block(info.format);
+    order = {per_block, kPanelRows * per_block, 1, {}};
+  }
+  for (int r = 0; r < kPanelRows; ++r) {
+    order.row[r] =
+        info.layout.id == LayoutId::kCudaFrag16 ? (2 * (r % 8) + r / 8) * order.per_block : r;
+  }
+  return order;
+}
+
+/// [n][groups] values → one panel; padding becomes zero bytes.
 template <class Value>
 void pack_panel_values(const PackedWeightInfo& info, int64_t panel, const uint8_t* source,
                        uint8_t* out) {
@@ -100,13 +141,14 @@ void pack_panel_values(const PackedWeightInfo& info, int64_t panel, const uint8_
   auto* to = reinterpret_cast<Value*>(out) + panel * info.num_groups * kPanelRows;
   int64_t rows[kPanelRows];
   panel_rows(info, panel, rows);
+  const PanelOrder order = panel_order(info);
   for (int r = 0; r < kPanelRows; ++r) {
     const uint8_t* from = source + rows[r] * groups * static_cast<int64_t>(sizeof(Value));
     for (int64_t g = 0; g < info.num_groups; ++g) {
       Value value{};
       if (rows[r] >= 0 && g < groups)
         std::memcpy(&value, from + g * static_cast<int64_t>(sizeof(Value)), sizeof(Value));
-      to[g * kPanelRows + r] = value;
+      to[order.row[r] + order.group(g)] = value;
     }
   }
 }
@@ -118,11 +160,12 @@ void unpack_panel_values(const PackedWeightInfo& info, int64_t panel, const uint
   const auto* from = reinterpret_cast<const Value*>(in) + panel * info.num_groups * kPanelRows;
   int64_t rows[kPanelRows];
   panel_rows(info, panel, rows);
+  const PanelOrder order = panel_order(info);
   for (int r = 0; r < kPanelRows; ++r) {
     if (rows[r] < 0) continue;
     for (int64_t g = 0; g < groups; ++g) {
       std::memcpy(destination + (rows[r] * groups + g) * static_cast<int64_t>(sizeof(Value)),
-                  from + g * kPanelRows + r, sizeof(Value));
+                  from + order.row[r] + order.group(g), sizeof(Value));
     }
   }
 }
@@ -269,21 +312,21 @@ Result<QuantizedTensor> unpack(const PackedWeight& packed, ThreadPool* pool) {
     return q;
   }
   const int bits = info.format.bits();
-  const int64_t block_bytes = kPanelRows * kBlockColumns * bits / 8,
-                row_block_bytes = kBlockColumns * bits / 8;
-  const int64_t blocks = info.k_padded / kBlockColumns, row_bytes = q.format.code_row_bytes(q.k);
+  const BlockMover mover = mover_of(info);
+  const int64_t block_bytes = kPanelRows * mover.columns * bits / 8,
+                row_block_bytes = mover.columns * bits / 8;
+  const int64_t blocks = info.k_padded / mover.columns, row_bytes = q.format.code_row_bytes(q.k);
   const uint8_t code_xor = layout_code_xor(info.layout.id, info.format.element);
-  const auto unpack_block = bits == 4 ? unpack_block_4bit : unpack_block_8bit;
   run(pool, info.n_padded / kPanelRows, [&](int64_t panel) {
     int64_t rows[kPanelRows];
     panel_rows(info, panel, rows);
-    uint8_t scratch[kPanelRows][kBlockColumns];
+    uint8_t scratch[kPanelRows][kMostBlockColumns];
     uint8_t* destinations[kPanelRows];
     for (int r = 0; r < kPanelRows; ++r) destinations[r] = scratch[r];
     const uint8_t* in = packed.section(SectionId::kCodes) + panel * blocks * block_bytes;
     for (int64_t b = 0; b < blocks; ++b) {
-      unpack_block(in + b * block_bytes, code_xor, destinations);
-      const int64_t columns = std::min<int64_t>(kBlockColumns, q.k - b * kBlockColumns);
+      mover.unpack(in + b * block_bytes, code_xor, destinations);
+      const int64_t columns = std::min<int64_t>(mover.columns, q.k - b * mover.columns);
       const int64_t bytes = ceil_div(columns * bits, 8);
       for (int r = 0; r < kPanelRows; ++r) {
         if (rows[r] < 0) continue;

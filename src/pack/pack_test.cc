@@ -58,7 +58,8 @@ TEST(PackTest, UnpackReturnsTheSameBitsForEveryLayoutFormatAndOddShape) {
     for (const auto& [n, k] : kShapes) {
       for (const Layout layout :
            {Layout{LayoutId::kRowMajor, false}, Layout{LayoutId::kCpuPanel16, false},
-            Layout{LayoutId::kCpuPanel16, true}}) {
+            Layout{LayoutId::kCpuPanel16, true}, Layout{LayoutId::kCudaFrag16, false},
+            Layout{LayoutId::kCudaFrag16, true}}) {
         if (layout.paired && n % 2 != 0) continue;
         const QuantizedTensor q = random_tensor(format, n, k, static_cast<uint32_t>(n * 10007 + k));
         const auto packed = pack(q, layout, pool.get());
@@ -76,7 +77,8 @@ TEST(PackTest, EveryCodeAndScaleLiesWhereTheIndexFunctionSays) {
   for (const Format& format : all_formats()) {
     for (const Layout layout :
          {Layout{LayoutId::kRowMajor, false}, Layout{LayoutId::kCpuPanel16, false},
-          Layout{LayoutId::kCpuPanel16, true}}) {
+          Layout{LayoutId::kCpuPanel16, true}, Layout{LayoutId::kCudaFrag16, false},
+          Layout{LayoutId::kCudaFrag16, true}}) {
       const QuantizedTensor q = random_tensor(format, 38, 75, 5);
       const PackedWeight packed = *pack(q, layout);
       const uint8_t code_xor = layout_code_xor(layout.id, format.element);
@@ -102,23 +104,25 @@ TEST(PackTest, EveryCodeAndScaleLiesWhereTheIndexFunctionSays) {
 }
 
 TEST(PackTest, PaddingDecodesToZero) {
-  for (const Format& format : all_formats()) {
-    if (format.zero == ZeroKind::kFloatCode || format.zero == ZeroKind::kAdditive)
-      continue;  // x is zero there
-    const QuantizedTensor q = random_tensor(format, 19, 45, 9);
-    const PackedWeight packed = *pack(q, {LayoutId::kCpuPanel16, false});
-    // Read the padded matrix as if it were a real one of the padded size.
-    PackedWeight whole = packed;
-    whole.info.n = packed.info.n_padded;
-    whole.info.k = packed.info.k_padded;
-    const QuantizedTensor padded = *unpack(whole);
-    for (int64_t row = 0; row < padded.n; ++row) {
-      for (int64_t column = 0; column < padded.k; ++column) {
-        if (row < q.n && column < q.k) continue;
-        ASSERT_EQ(padded.decode(row, column), 0.0f) << format.name() << " " << row << " " << column;
+  for (const LayoutId id : {LayoutId::kCpuPanel16, LayoutId::kCudaFrag16})
+    for (const Format& format : all_formats()) {
+      if (format.zero == ZeroKind::kFloatCode || format.zero == ZeroKind::kAdditive)
+        continue;  // x is zero there
+      const QuantizedTensor q = random_tensor(format, 19, 45, 9);
+      const PackedWeight packed = *pack(q, {id, false});
+      // Read the padded matrix as if it were a real one of the padded size.
+      PackedWeight whole = packed;
+      whole.info.n = packed.info.n_padded;
+      whole.info.k = packed.info.k_padded;
+      const QuantizedTensor padded = *unpack(whole);
+      for (int64_t row = 0; row < padded.n; ++row) {
+        for (int64_t column = 0; column < padded.k; ++column) {
+          if (row < q.n && column < q.k) continue;
+          ASSERT_EQ(padded.decode(row, column), 0.0f)
+              << format.name() << " " << row << " " << column;
+        }
       }
     }
-  }
 }
 
 TEST(PackTest, PairedPanelsHoldEightGateRowsThenTheirUpRows) {
@@ -141,8 +145,10 @@ TEST(PackTest, MetadataTravels) {
     q.k_perm.push_back((j * 5) % 48);
     q.pre_scale.push_back(static_cast<float>(j));
   }
-  for (const bool paired : {false, true}) {
-    const PackedWeight packed = *pack(q, {LayoutId::kCpuPanel16, paired});
+  for (const Layout layout :
+       {Layout{LayoutId::kCpuPanel16, false}, Layout{LayoutId::kCpuPanel16, true},
+        Layout{LayoutId::kCudaFrag16, false}, Layout{LayoutId::kCudaFrag16, true}}) {
+    const PackedWeight packed = *pack(q, layout);
     EXPECT_TRUE(identical(q, *unpack(packed)));
     const auto* row_scale = reinterpret_cast<const float*>(packed.section(SectionId::kRowScale));
     for (int64_t row = 0; row < 20; ++row) {

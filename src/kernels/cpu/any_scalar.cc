@@ -97,6 +97,8 @@ ColumnCodes column_codes(const WeightArgs& w, bool wide, int64_t panel, int64_t 
       const uint8_t* vector = w.codes + block * 256 + 64 * (within % 16 / 4);
       return {vector + within % 4, 4, within < 16 ? 0 : 4, mask};
     }
+    case LayoutId::kCudaFrag16:
+      break;  // no CPU row reads it
   }
   return {};
 }
@@ -107,6 +109,8 @@ int64_t scale_index(const WeightArgs& w, const Panel& panel, int64_t lane, int64
       return (panel.index * kLanes + lane) * w.num_groups + group;
     case LayoutId::kCpuPanel16:
       return (panel.index * w.num_groups + group) * kLanes + lane;
+    case LayoutId::kCudaFrag16:
+      break;  // no CPU row reads it
   }
   return 0;
 }
