@@ -30,6 +30,10 @@ set(NIBBLE_X86_64 OFF)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
   set(NIBBLE_X86_64 ON)
 endif()
+set(NIBBLE_AARCH64 OFF)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
+  set(NIBBLE_AARCH64 ON)
+endif()
 
 # No contraction anywhere: a multiply and an add round twice on every CPU, so bits do not depend on
 # the compiler. Kernels that want FMA say so with an intrinsic.

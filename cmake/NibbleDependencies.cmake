@@ -7,9 +7,31 @@
 include(FetchContent)
 find_package(Threads REQUIRED)
 
+# Header-only packages of the build machine serve any target: the cross compiler finds them where
+# its own compiler does. GoogleTest is built from the sources that Debian's package brings.
+if(CMAKE_CROSSCOMPILING)
+  function(nibble_header_only target header)
+    include(CheckIncludeFileCXX)
+    string(MAKE_C_IDENTIFIER "NIBBLE_FOUND_${header}" found)
+    check_include_file_cxx(${header} ${found})
+    if(${found} AND NOT TARGET ${target})
+      add_library(${target} INTERFACE IMPORTED GLOBAL)
+      set_property(TARGET ${target} PROPERTY INTERFACE_COMPILE_DEFINITIONS ${ARGN})
+    endif()
+  endfunction()
+  nibble_header_only(nlohmann_json::nlohmann_json nlohmann/json.hpp)
+  nibble_header_only(fmt::fmt fmt/format.h FMT_HEADER_ONLY=1)
+  nibble_header_only(CLI11::CLI11 CLI/CLI.hpp)
+  if(EXISTS /usr/src/googletest/CMakeLists.txt)
+    set(FETCHCONTENT_SOURCE_DIR_GTEST /usr/src/googletest)
+  endif()
+endif()
+
 # Makes `target` exist, from the system's `package` or from `repository` at `commit`.
 function(nibble_dependency package target repository commit)
-  find_package(${package} QUIET GLOBAL)
+  if(NOT TARGET ${target})
+    find_package(${package} QUIET GLOBAL)
+  endif()
   if(NOT TARGET ${target})
     message(STATUS "${package}: not installed, fetching ${repository} ${commit}")
     FetchContent_Declare(${package} GIT_REPOSITORY ${repository} GIT_TAG ${commit} SYSTEM)

@@ -7,6 +7,9 @@
 #include <cpuid.h>
 
 #include <cstring>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 #include <thread>
@@ -68,6 +71,51 @@ void detect_caches(Device& device) {
     }
   }
 }
+#elif defined(__aarch64__)
+#if defined(__linux__)
+// Names of the main ID register's part numbers, where this library's users meet them.
+std::string brand() {
+  struct Part {
+    uint32_t number;  // implementer << 12 | part
+    const char* name;
+  };
+  constexpr uint32_t kArm = 0x41 << 12, kApple = 0x61 << 12;
+  constexpr Part kParts[] = {
+      {kArm | 0xD03, "Cortex-A53"},  {kArm | 0xD05, "Cortex-A55"},    {kArm | 0xD08, "Cortex-A72"},
+      {kArm | 0xD0B, "Cortex-A76"},  {kArm | 0xD0C, "Neoverse N1"},   {kArm | 0xD40, "Neoverse V1"},
+      {kArm | 0xD41, "Cortex-A78"},  {kArm | 0xD42, "Cortex-A78AE"},  {kArm | 0xD49, "Neoverse N2"},
+      {kArm | 0xD4F, "Neoverse V2"}, {kArm | 0xD83, "Neoverse V3AE"}, {kArm | 0xD84, "Neoverse V3"},
+      {kApple | 0x022, "Apple M1"},  {kApple | 0x032, "Apple M2"},
+  };
+  if ((getauxval(AT_HWCAP) & HWCAP_CPUID) == 0) return "aarch64";
+  uint64_t id = 0;
+  __asm__("mrs %0, midr_el1" : "=r"(id));  // the kernel answers for this register
+  const auto number = static_cast<uint32_t>((id >> 24 & 0xFF) << 12 | (id >> 4 & 0xFFF));
+  for (const Part& part : kParts) {
+    if (part.number == number) return part.name;
+  }
+  return "aarch64";
+}
+
+// BF16 rows count on the dot products too: Armv8.6 has both.
+uint32_t instruction_sets() {
+  const uint64_t sets = getauxval(AT_HWCAP), more = getauxval(AT_HWCAP2);
+  uint32_t isas = bit(Isa::kScalar);
+  if ((sets & HWCAP_ASIMD) == 0) return isas;
+  isas |= bit(Isa::kNeon);
+  if ((sets & HWCAP_ASIMDDP) == 0) return isas;
+  isas |= bit(Isa::kNeonDotprod);
+  if ((more & HWCAP2_I8MM) != 0) isas |= bit(Isa::kNeonI8mm);
+  if ((more & HWCAP2_BF16) != 0) isas |= bit(Isa::kNeonBf16);
+  return isas;
+}
+#else
+std::string brand() { return "aarch64"; }
+uint32_t instruction_sets() { return bits(Isa::kScalar, Isa::kNeon); }
+#endif
+// NOTE: the sizes of caches are no register that a program may read here; without them a plan
+// counts on the 1 MB of L2 that Device assumes.
+void detect_caches(Device&) {}
 #else
 std::string brand() { return "cpu"; }
 uint32_t instruction_sets() { return bit(Isa::kScalar); }

@@ -16,6 +16,8 @@ constexpr int kSpins = 4000;  // about 20 us of pause instructions
 void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("isb");  // waits for the pipeline to drain; yield does nothing on most cores
 #endif
 }
 
