@@ -26,6 +26,14 @@ uint64_t roof_int8_avx512_vnni(const void*, int64_t, int64_t);
 uint64_t roof_f32_avx512(const void*, int64_t, int64_t);
 uint64_t roof_bf16_avx512(const void*, int64_t, int64_t);
 #endif
+#ifdef NIBBLE_HAVE_NEON_ISA
+uint64_t roof_read_neon(const void*, int64_t, int64_t);
+uint64_t roof_read_neon_4_streams(const void*, int64_t, int64_t);
+uint64_t roof_f32_neon(const void*, int64_t, int64_t);
+uint64_t roof_int8_neon_dotprod(const void*, int64_t, int64_t);
+uint64_t roof_int8_neon_i8mm(const void*, int64_t, int64_t);
+uint64_t roof_bf16_neon(const void*, int64_t, int64_t);
+#endif
 
 namespace {
 
@@ -65,6 +73,15 @@ constexpr RoofInfo kRoofs[] = {
                  roof_int8_avx512_vnni),
     compute_loop("f32_avx512", RoofKind::kF32, Isa::kAvx512Vnni, 16 * 16, roof_f32_avx512),
     compute_loop("bf16_avx512", RoofKind::kBf16, Isa::kAvx512Bf16, 16 * 32, roof_bf16_avx512),
+#endif
+#ifdef NIBBLE_HAVE_NEON_ISA
+    read_loop("read_neon", Isa::kNeon, roof_read_neon),
+    read_loop("read_neon_4_streams", Isa::kNeon, roof_read_neon_4_streams),
+    compute_loop("f32_neon", RoofKind::kF32, Isa::kNeon, 24 * 4, roof_f32_neon),
+    compute_loop("int8_neon_dotprod", RoofKind::kInt8, Isa::kNeonDotprod, 24 * 16,
+                 roof_int8_neon_dotprod),
+    compute_loop("int8_neon_i8mm", RoofKind::kInt8, Isa::kNeonI8mm, 24 * 32, roof_int8_neon_i8mm),
+    compute_loop("bf16_neon", RoofKind::kBf16, Isa::kNeonBf16, 24 * 16, roof_bf16_neon),
 #endif
 };
 

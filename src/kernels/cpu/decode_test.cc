@@ -1,4 +1,4 @@
-// The decode tricks of the AVX2 rows, exhaustively: every code in every place of a block, every
+// The decode tricks of the vector rows, exhaustively: every code in every place of a block, every
 // byte of the one-byte scales, every integer zero point. Each output is one product: exact.
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "kernels/cpu/rows.h"
+#include "kernels/table.h"
 #include "nibble/pack.h"
 
 namespace nibble {
@@ -55,15 +55,17 @@ QuantizedTensor make_weight(const Format& format, int64_t n, int64_t k) {
   return w;
 }
 
+// The last row of the instruction sets below `matmul`'s that writes its form.
 const KernelInfo& prepare_for(const KernelRow& matmul) {
-  for (const KernelInfo& info : avx2_rows()) {
+  const KernelInfo* found = nullptr;
+  for (const KernelInfo& info : cpu_kernels()) {
     if (info.row.kind == StepKind::kPrepareX && info.row.x_form == matmul.x_form &&
-        info.row.compute == matmul.compute) {
-      return info;
+        info.row.compute == matmul.compute && (isas_up_to(matmul.isa) & bit(info.row.isa)) != 0 &&
+        Device::this_cpu().has(info.row.isa)) {
+      found = &info;
     }
   }
-  ADD_FAILURE() << "no AVX2 row prepares x for " << matmul.name;
-  return avx2_rows()[0];
+  return *found;  // KernelTable.EveryPreparedFormHasAWriter
 }
 
 // y [m, n] of x [m, k], both dense FP32, straight from the row's entry points.
@@ -76,9 +78,16 @@ std::vector<float> run(const KernelInfo& matmul, const QuantizedTensor& w,
   // The prepared forms hold at most 4 bytes and 12/32 a value; vectors may be loaded past the end.
   Buffer workspace = Buffer::allocate(m * columns * 5 + 64).value();
 
-  const PrepareArgs prepare{
-      x.data(), w.k * 4, DType::kF32, nullptr, nullptr, m, w.k, columns, workspace.mutable_data()};
-  prepare_for(matmul.row).cpu_prepare(prepare, {0, ceil_div(m, kTileRows)});
+  const KernelInfo& prepare_row = prepare_for(matmul.row);
+  const DType dtype =
+      (prepare_row.row.x_dtypes & bit(DType::kF32)) != 0 ? DType::kF32 : DType::kBF16;
+  std::vector<uint8_t> given(x.size() * static_cast<size_t>(dtype_bytes(dtype)));
+  for (size_t i = 0; i < x.size(); ++i) {
+    store_from_f32(given.data(), dtype, static_cast<int64_t>(i), x[i]);
+  }
+  const PrepareArgs prepare{given.data(), w.k * dtype_bytes(dtype), dtype, nullptr, nullptr, m, w.k,
+                            columns,      workspace.mutable_data()};
+  prepare_row.cpu_prepare(prepare, {0, ceil_div(m, kTileRows)});
 
   MatmulArgs args{};
   args.x = workspace.data();
@@ -109,11 +118,8 @@ std::vector<float> run(const KernelInfo& matmul, const QuantizedTensor& w,
   return y;
 }
 
-class Avx2Row : public ::testing::TestWithParam<const KernelInfo*> {
+class VectorRow : public ::testing::TestWithParam<const KernelInfo*> {
  protected:
-  void SetUp() override {
-    if (!Device::this_cpu().has(Isa::kAvx2)) GTEST_SKIP() << "this CPU has no AVX2";
-  }
   const KernelInfo& info() const { return *GetParam(); }
   bool takes(Element element) const { return (info().row.elements & bit(element)) != 0; }
   int64_t largest_m() const { return info().row.max_m == 0 ? 32 : info().row.max_m; }
@@ -126,7 +132,7 @@ class Avx2Row : public ::testing::TestWithParam<const KernelInfo*> {
   }
 };
 
-TEST_P(Avx2Row, DecodesEveryCodeInEveryPlace) {
+TEST_P(VectorRow, DecodesEveryCodeInEveryPlace) {
   constexpr int64_t kRows = 32, kColumns = 64;
   for (const Element element : {Element::kInt4, Element::kUint4, Element::kE2M1, Element::kNF4,
                                 Element::kInt8, Element::kUint8}) {
@@ -159,7 +165,7 @@ TEST_P(Avx2Row, DecodesEveryCodeInEveryPlace) {
   }
 }
 
-TEST_P(Avx2Row, DecodesEveryByteOfASmallScale) {
+TEST_P(VectorRow, DecodesEveryByteOfASmallScale) {
   constexpr int64_t kBytes = 256, kColumns = 32;
   for (const DType dtype : {DType::kE4M3, DType::kE8M0}) {
     const Format format{Element::kE2M1, 32, dtype, ZeroKind::kNone};
@@ -182,7 +188,7 @@ TEST_P(Avx2Row, DecodesEveryByteOfASmallScale) {
   }
 }
 
-TEST_P(Avx2Row, SubtractsEveryIntegerZero) {
+TEST_P(VectorRow, SubtractsEveryIntegerZero) {
   constexpr int64_t kZeros = 256, kColumns = 32;
   for (const Element element : {Element::kUint4, Element::kUint8}) {
     if (!takes(element)) continue;
@@ -208,7 +214,7 @@ TEST_P(Avx2Row, SubtractsEveryIntegerZero) {
 }
 
 // The largest sums that the 16-bit steps of int8 compute must hold: codes and x at their ends.
-TEST_P(Avx2Row, HoldsTheLargestSums) {
+TEST_P(VectorRow, HoldsTheLargestSums) {
   constexpr int64_t kRows = 16, kColumns = 64;
   for (const Element element :
        {Element::kInt4, Element::kUint4, Element::kE2M1, Element::kInt8, Element::kUint8}) {
@@ -232,17 +238,21 @@ TEST_P(Avx2Row, HoldsTheLargestSums) {
   }
 }
 
+// Those that this machine can run.
 std::vector<const KernelInfo*> matmul_rows() {
   std::vector<const KernelInfo*> out;
-  for (const KernelInfo& info : avx2_rows()) {
-    if (info.row.kind == StepKind::kMatmul) out.push_back(&info);
+  for (const KernelInfo& info : cpu_kernels()) {
+    if (info.row.kind == StepKind::kMatmul && info.row.isa != Isa::kScalar &&
+        Device::this_cpu().has(info.row.isa)) {
+      out.push_back(&info);
+    }
   }
   return out;
 }
 
-INSTANTIATE_TEST_SUITE_P(Rows, Avx2Row, ::testing::ValuesIn(matmul_rows()),
+INSTANTIATE_TEST_SUITE_P(Rows, VectorRow, ::testing::ValuesIn(matmul_rows()),
                          [](const auto& tested) { return std::string(tested.param->row.name); });
-GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Avx2Row);
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(VectorRow);
 
 }  // namespace
 }  // namespace nibble
