@@ -1,14 +1,21 @@
-// bitsandbytes NF4, read and written: layer "a.b" is
-//   a.b.weight                                u8 [n*k/2, 1], HIGH nibble first, flat over [n, k]
-//   a.b.weight.absmax                         f32 [n*k/block]
-//   a.b.weight.quant_map                      f32 [16]: the codebook
-//   a.b.weight.quant_state.bitsandbytes__nf4  u8: JSON with quant_type, blocksize, dtype, shape
-// Blocks are counted over the flat weight, so they are groups only where the block divides k; that
-// is the rule for reading and writing here. Nested (double-quantized) scales are refused.
+// bitsandbytes NF4 and FP4, read; NF4, written. Layer "a.b" is
+//   a.b.weight                                [bytes, 1], HIGH nibble first, flat over [n, k]; u8,
+//   or
+//                                             any dtype of those bytes (bnb_4bit_quant_storage)
+//   a.b.weight.absmax                         f32 [blocks]; u8 when nested
+//   a.b.weight.quant_map                      f32 [16]: the codebook; FP4's is not in E2M1's order
+//   a.b.weight.quant_state.bitsandbytes__nf4  (or __fp4) u8: JSON with quant_type, blocksize,
+//   dtype,
+//                                             shape, and of nested scales blocksize and offset
+//   a.b.weight.nested_absmax, .nested_quant_map   f32 [ceil(blocks / nested_blocksize)], f32 [256]
+// Blocks are counted over the flat weight: they may cross rows, and the last may be short.
+//   w = RN(quant_map[q] * absmax);  nested: absmax = RN(RN(map[a] * nested_absmax) + nested_offset)
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 
+#include "checkpoint/flat_blocks.h"
 #include "checkpoint/spelling.h"
 
 namespace nibble::checkpoint {
@@ -18,72 +25,154 @@ constexpr char kWeight[] = "weight", kAbsmax[] = "weight.absmax", kMap[] = "weig
 constexpr char kState[] = "weight.quant_state.bitsandbytes__nf4";
 constexpr char kFp4State[] = "weight.quant_state.bitsandbytes__fp4";
 constexpr char kNestedAbsmax[] = "weight.nested_absmax", kNestedMap[] = "weight.nested_quant_map";
+constexpr char kInt8Scale[] = "SCB";  ///< of LLM.int8() layers
 
 struct Scheme {
   Format format;
-  int64_t n = 0, k = 0;
+  FlatBlocks blocks;
+  std::string dense_only;  ///< why `format` means nothing
   const TensorInfo* codes = nullptr;
   const TensorInfo* absmax = nullptr;
   const TensorInfo* map = nullptr;
+  // Nested scales alone.
+  const TensorInfo* nested_absmax = nullptr;
+  const TensorInfo* nested_map = nullptr;
+  int64_t nested_block = 0;
+  float nested_offset = 0;
 };
 
 int64_t integer_or(const Json& value, int64_t otherwise) {
   return value.is_number_integer() ? value.get<int64_t>() : otherwise;
 }
 
+/// A block length of the JSON. Errors: kCorruptFile.
+Result<int64_t> block_length(const Json& state, const char* key) {
+  const int64_t block = integer_or(member(state, key), 0);
+  if (block >= 1 && block <= INT32_MAX) return block;
+  return corrupt_file(std::string("its ") + key + " is " + shown(member(state, key).dump()) +
+                      ", not a number of elements");
+}
+
+Result<Json> read_state(const Source& source, const std::string& layer) {
+  const TensorInfo* nf4 = find_part(source, layer, kState);
+  const TensorInfo* fp4 = find_part(source, layer, kFp4State);
+  if (nf4 != nullptr && fp4 != nullptr) return corrupt_file("it is both nf4 and fp4");
+  const TensorInfo& tensor = nf4 != nullptr ? *nf4 : *fp4;
+  constexpr int64_t kMaxStateBytes = 1 << 16;  // real ones have less than 300
+  if (tensor.bytes > kMaxStateBytes) {
+    return corrupt_file("tensor " + shown(tensor.name) + " has " + std::to_string(tensor.bytes) +
+                        " bytes of JSON");
+  }
+  const Buffer text = source.tensors.bytes(tensor);
+  NIBBLE_ASSIGN_OR_RETURN(Json json, parse_json({reinterpret_cast<const char*>(text.data()),
+                                                 static_cast<size_t>(text.bytes())},
+                                                "tensor " + shown(tensor.name)));
+  const char* type = nf4 != nullptr ? "nf4" : "fp4";
+  if (member(json, "quant_type") != type) {
+    return corrupt_file("its quant_type is " + shown(member(json, "quant_type").dump()) + ", not " +
+                        type);
+  }
+  return json;
+}
+
+/// The double quantization of the scales.
+Status read_nested(const Source& source, const std::string& layer, const Json& state,
+                   Scheme& scheme) {
+  NIBBLE_ASSIGN_OR_RETURN(scheme.nested_block, block_length(state, "nested_blocksize"));
+  const Json& offset = member(state, "nested_offset");
+  scheme.nested_offset = offset.is_number() ? static_cast<float>(offset.get<double>()) : NAN;
+  if (!std::isfinite(scheme.nested_offset)) {
+    return corrupt_file("its nested_offset is " + shown(offset.dump()));
+  }
+  const Json& dtype = member(state, "nested_dtype");
+  if (dtype != "float32") {
+    return unsupported("its nested_dtype is " + shown(dtype.dump()) + "; only float32 is read");
+  }
+  const int64_t blocks[] = {(scheme.blocks.count() - 1) / scheme.nested_block + 1}, map[] = {256};
+  NIBBLE_ASSIGN_OR_RETURN(scheme.nested_absmax,
+                          require_part(source, layer, kNestedAbsmax, bits(DType::kF32), blocks));
+  NIBBLE_ASSIGN_OR_RETURN(scheme.nested_map,
+                          require_part(source, layer, kNestedMap, bits(DType::kF32), map));
+  return {};
+}
+
 Result<Scheme> scheme_of(const Source& source, const std::string& layer) {
-  const TensorInfo* state = find_part(source, layer, kState);
-  if (state == nullptr) return unsupported("bitsandbytes FP4 weights are not read, only NF4");
-  const Buffer text = source.tensors.bytes(*state);
-  NIBBLE_ASSIGN_OR_RETURN(const Json json, parse_json({reinterpret_cast<const char*>(text.data()),
-                                                       static_cast<size_t>(text.bytes())},
-                                                      "tensor " + shown(state->name)));
-  if (member(json, "quant_type") != "nf4") return corrupt_file("its quant_type is not nf4");
-  if (!member(json, "nested_blocksize").is_null() || find_part(source, layer, kNestedAbsmax)) {
-    return unsupported("double-quantized (nested) scales are not read");
-  }
+  NIBBLE_ASSIGN_OR_RETURN(const Json state, read_state(source, layer));
   Scheme scheme;
-  const Json& shape = member(json, "shape");
-  if (!shape.is_array() || shape.size() != 2) return corrupt_file("its shape is not [n, k]");
-  scheme.n = integer_or(shape[0], 0);
-  scheme.k = integer_or(shape[1], 0);
-  const int64_t block = integer_or(member(json, "blocksize"), 0);
-  const auto elements = checked_product(scheme.n, scheme.k);
-  if (scheme.n < 1 || scheme.k < 1 || !elements) {
-    return corrupt_file("its shape is [" + std::to_string(scheme.n) + ", " +
-                        std::to_string(scheme.k) + "]");
+  FlatBlocks& blocks = scheme.blocks;
+  const Json& shape = member(state, "shape");
+  if (!shape.is_array() || shape.size() != 2) {
+    return corrupt_file("its shape is " + shown(shape.dump()) + ", not [n, k]");
   }
-  if (block < 1 || block > 128 || scheme.k % block != 0) {
-    return unsupported("blocks of " + std::to_string(block) +
-                       " for k = " + std::to_string(scheme.k) +
-                       ": only blocks of 16, 32, 64 or 128 that divide k are groups of a row");
+  blocks.n = integer_or(shape[0], 0);
+  blocks.k = integer_or(shape[1], 0);
+  const auto elements = checked_product(blocks.n, blocks.k);
+  if (blocks.n < 1 || blocks.k < 1 || !elements) {
+    return corrupt_file("its shape is [" + std::to_string(blocks.n) + ", " +
+                        std::to_string(blocks.k) + "]");
   }
-  scheme.format = {Element::kNF4, static_cast<int32_t>(block), DType::kF32, ZeroKind::kNone};
-  const int64_t code_shape[] = {*elements / 2, 1}, scale_shape[] = {*elements / block};
-  const int64_t map_shape[] = {16};
-  NIBBLE_ASSIGN_OR_RETURN(scheme.codes,
-                          require_part(source, layer, kWeight, bits(DType::kU8), code_shape));
+  NIBBLE_ASSIGN_OR_RETURN(blocks.block, block_length(state, "blocksize"));
+
+  scheme.codes = find_part(source, layer, kWeight);
+  const int64_t code_bytes = *elements / 2 + *elements % 2;
+  const TensorInfo* codes = scheme.codes;
+  if (codes == nullptr || codes->shape.size() != 2 || codes->shape[1] != 1 ||
+      codes->bytes != code_bytes) {
+    return corrupt_file(codes == nullptr
+                            ? "tensor " + shown(part_name(layer, kWeight)) + " is missing"
+                            : "tensor " + shown(codes->name) + " is " + codes->dtype_name + " " +
+                                  shape_text(codes->shape) + ", a weight [" +
+                                  std::to_string(blocks.n) + ", " + std::to_string(blocks.k) +
+                                  "] needs one column of " + std::to_string(code_bytes) + " bytes");
+  }
+  const bool nested =
+      !member(state, "nested_blocksize").is_null() || find_part(source, layer, kNestedAbsmax);
+  const int64_t scale_shape[] = {blocks.count()}, map_shape[] = {16};
   NIBBLE_ASSIGN_OR_RETURN(scheme.absmax,
-                          require_part(source, layer, kAbsmax, bits(DType::kF32), scale_shape));
+                          require_part(source, layer, kAbsmax,
+                                       nested ? bits(DType::kU8) : bits(DType::kF32), scale_shape));
   NIBBLE_ASSIGN_OR_RETURN(scheme.map,
                           require_part(source, layer, kMap, bits(DType::kF32), map_shape));
+  if (nested) NIBBLE_RETURN_IF_ERROR(read_nested(source, layer, state, scheme));
+
+  const std::optional<int32_t> group = blocks.group();
+  if (!group) scheme.dense_only = blocks.why_dense();
+  scheme.format = {Element::kNF4, group.value_or(0), DType::kF32, ZeroKind::kNone};
   return scheme;
+}
+
+std::optional<std::string> layer_of(const TensorInfo& tensor) {
+  auto name = without_suffix(tensor.name, std::string(".") + kState);
+  return name ? name : without_suffix(tensor.name, std::string(".") + kFp4State);
 }
 
 bool claims(const Source& source) {
   if (!source.method.empty()) return source.method == "bitsandbytes";
   for (const TensorInfo& tensor : source.tensors.tensors()) {
-    if (without_suffix(tensor.name, std::string(".") + kState)) return true;
+    if (layer_of(tensor)) return true;
   }
   return false;
+}
+
+/// A layer of 8 bits: listed, so that it is not taken for a plain tensor.
+LayerInfo int8_layer(const Source& source, const std::string& name) {
+  LayerInfo layer;
+  layer.name = name;
+  for (const char* part : {kWeight, kInt8Scale, "weight_format"}) add_part(source, layer, part);
+  layer.status = unsupported("LLM.int8() weights are not read, only NF4 and FP4");
+  return layer;
 }
 
 std::vector<LayerInfo> layers(const Source& source) {
   std::vector<LayerInfo> out;
   for (const TensorInfo& tensor : source.tensors.tensors()) {
-    auto name = without_suffix(tensor.name, std::string(".") + kState);
-    if (!name) name = without_suffix(tensor.name, std::string(".") + kFp4State);
-    if (!name) continue;
+    if (const auto eight = without_suffix(tensor.name, std::string(".") + kInt8Scale)) {
+      out.push_back(int8_layer(source, *eight));
+      continue;
+    }
+    const auto name = layer_of(tensor);
+    const bool is_fp4 = tensor.name.ends_with(kFp4State);
+    if (!name || (is_fp4 && find_part(source, *name, kState) != nullptr)) continue;
     LayerInfo layer;
     layer.name = *name;
     for (const char* part :
@@ -93,9 +182,13 @@ std::vector<LayerInfo> layers(const Source& source) {
     const Result<Scheme> scheme = scheme_of(source, layer.name);
     if (scheme.ok()) {
       layer.format = scheme->format;
-      layer.n = scheme->n;
-      layer.k = scheme->k;
-      layer.status = layer.format.validate();
+      layer.n = scheme->blocks.n;
+      layer.k = scheme->blocks.k;
+      layer.dense_only = scheme->dense_only;
+      if (scheme->nested_map != nullptr) layer.remark = "nested scales";
+      if (is_fp4) {
+        layer.remark += layer.remark.empty() ? "FP4 codebook" : ", FP4 codebook";
+      }
     } else {
       layer.status = scheme.status();
     }
@@ -104,25 +197,104 @@ std::vector<LayerInfo> layers(const Source& source) {
   return out;
 }
 
+/// One f32 a block. Each step rounds once, in the tool's order.
+Result<Buffer> block_scales(const Source& source, const Scheme& scheme) {
+  NIBBLE_ASSIGN_OR_RETURN(const Buffer stored, source.tensors.values(*scheme.absmax));
+  if (scheme.nested_map == nullptr) return stored;
+  NIBBLE_ASSIGN_OR_RETURN(const Buffer map, source.tensors.values(*scheme.nested_map));
+  NIBBLE_ASSIGN_OR_RETURN(const Buffer outer, source.tensors.values(*scheme.nested_absmax));
+  const auto* map_values = reinterpret_cast<const float*>(map.data());
+  const auto* outer_values = reinterpret_cast<const float*>(outer.data());
+  const int64_t count = scheme.blocks.count();
+  NIBBLE_ASSIGN_OR_RETURN(Buffer scales, Buffer::allocate(4 * count));
+  auto* out = reinterpret_cast<float*>(scales.mutable_data());
+  for (int64_t begin = 0; begin < count; begin += scheme.nested_block) {
+    const float factor = outer_values[begin / scheme.nested_block];
+    const int64_t end = std::min(count, begin + scheme.nested_block);
+    for (int64_t i = begin; i < end; ++i) {
+      const float product = map_values[stored.data()[i]] * factor;
+      out[i] = product + scheme.nested_offset;
+    }
+  }
+  return scales;
+}
+
+Result<std::array<float, 16>> read_codebook(const Source& source, const Scheme& scheme) {
+  std::array<float, 16> out;
+  std::memcpy(out.data(), source.tensors.bytes(*scheme.map).data(), sizeof(out));
+  for (const float value : out) {
+    if (!std::isfinite(value)) {
+      return corrupt_file("its quant_map holds a value that is not finite");
+    }
+  }
+  return out;
+}
+
 uint8_t swap_nibbles(uint8_t byte) { return static_cast<uint8_t>(byte << 4 | byte >> 4); }
+
+/// Rows of low-first codes from the flat high-first ones. With an odd k every second row begins in
+/// the middle of a byte.
+Result<Buffer> row_codes(const Source& source, const Scheme& scheme) {
+  const int64_t n = scheme.blocks.n, k = scheme.blocks.k;
+  const Buffer stored = source.tensors.bytes(*scheme.codes);
+  const int64_t row_bytes = scheme.format.code_row_bytes(k);
+  NIBBLE_ASSIGN_OR_RETURN(Buffer codes, Buffer::allocate(n * row_bytes));
+  if (k % 2 == 0) {
+    const uint8_t* in = stored.data();
+    uint8_t* out = codes.mutable_data();
+    const int64_t count = stored.bytes();
+    for (int64_t i = 0; i < count; ++i) out[i] = swap_nibbles(in[i]);
+    return codes;
+  }
+  for (int64_t row = 0; row < n; ++row) {
+    const uint8_t* in = stored.data() + row * k / 2;
+    uint8_t* out = codes.mutable_data() + row * row_bytes;
+    const bool high_first = row % 2 == 0;
+    for (int64_t i = 0; i < k / 2; ++i) {
+      out[i] = high_first ? swap_nibbles(in[i])
+                          : static_cast<uint8_t>((in[i] & 0x0F) | (in[i + 1] & 0xF0));
+    }
+    const uint8_t last = in[k / 2];
+    out[k / 2] = high_first ? static_cast<uint8_t>(last >> 4) : static_cast<uint8_t>(last & 0x0F);
+  }
+  return codes;
+}
 
 Result<QuantizedTensor> load(const Source& source, const LayerInfo& layer) {
   NIBBLE_ASSIGN_OR_RETURN(const Scheme scheme, scheme_of(source, layer.name));
   QuantizedTensor q;
   q.format = scheme.format;
-  q.n = scheme.n;
-  q.k = scheme.k;
-  NIBBLE_ASSIGN_OR_RETURN(q.scales, source.tensors.values(*scheme.absmax));
-  std::memcpy(q.codebook.data(), source.tensors.bytes(*scheme.map).data(), sizeof(q.codebook));
-  for (const float value : q.codebook) {
-    if (!std::isfinite(value))
-      return corrupt_file("its quant_map holds a value that is not finite");
-  }
-  const Buffer stored = source.tensors.bytes(*scheme.codes);
-  NIBBLE_ASSIGN_OR_RETURN(q.codes, Buffer::allocate(stored.bytes()));
-  uint8_t* codes = q.codes.mutable_data();
-  for (int64_t i = 0; i < stored.bytes(); ++i) codes[i] = swap_nibbles(stored.data()[i]);
+  q.n = scheme.blocks.n;
+  q.k = scheme.blocks.k;
+  NIBBLE_ASSIGN_OR_RETURN(q.codebook, read_codebook(source, scheme));
+  NIBBLE_ASSIGN_OR_RETURN(const Buffer scales, block_scales(source, scheme));
+  NIBBLE_ASSIGN_OR_RETURN(q.scales, scheme.blocks.per_group(scales, 4, scheme.format.group));
+  NIBBLE_ASSIGN_OR_RETURN(q.codes, row_codes(source, scheme));
   return q;
+}
+
+Result<DenseRows> dense(const Source& source, const LayerInfo& layer) {
+  NIBBLE_ASSIGN_OR_RETURN(const Scheme scheme, scheme_of(source, layer.name));
+  NIBBLE_ASSIGN_OR_RETURN(const auto codebook, read_codebook(source, scheme));
+  NIBBLE_ASSIGN_OR_RETURN(const Buffer scales, block_scales(source, scheme));
+  const auto* values = reinterpret_cast<const float*>(scales.data());
+  const FlatBlocks blocks = scheme.blocks;
+  for (int64_t i = 0; i < blocks.count(); ++i) {
+    if (!std::isfinite(values[i])) {
+      return corrupt_file("the scale of block " + std::to_string(i) + " is not finite");
+    }
+  }
+  const Buffer codes = source.tensors.bytes(*scheme.codes);
+  return DenseRows{
+      blocks.n, blocks.k,
+      [codes, scales, values, codebook, blocks](int64_t begin, int64_t end, float* out) {
+        for (int64_t i = begin * blocks.k; i < end * blocks.k; ++i) {
+          const uint8_t byte = codes.data()[i / 2];
+          const size_t code = i % 2 == 0 ? byte >> 4 : byte & 15;
+          *out++ = codebook[code] * values[i / blocks.block];
+        }
+        return ok_status();
+      }};
 }
 
 // --------------------------------------------------------------------------------------- write
@@ -206,7 +378,7 @@ OrderedJson config(std::span<const LayerSpec> layers, std::span<const std::strin
 }  // namespace
 
 extern const ReadSpelling kReadBitsandbytes;
-const ReadSpelling kReadBitsandbytes = {"bitsandbytes", claims, layers, load};
+const ReadSpelling kReadBitsandbytes = {"bitsandbytes", claims, layers, load, dense};
 extern const WriteSpelling kWriteBitsandbytes;
 const WriteSpelling kWriteBitsandbytes = {"bitsandbytes", takes, check, tensors, encode, config};
 

@@ -5,12 +5,12 @@
 namespace nibble::checkpoint {
 
 extern const ReadSpelling kReadGguf, kReadCompressedTensors, kReadBitsandbytes, kReadNibble;
-extern const ReadSpelling kReadGptq, kReadAwq;
+extern const ReadSpelling kReadGptq, kReadAwq, kReadModelOpt, kReadHqq;
 extern const WriteSpelling kWriteCompressedTensors, kWriteBitsandbytes, kWriteNibble;
 
 std::span<const ReadSpelling> read_spellings() {
   static const ReadSpelling rows[] = {kReadGguf, kReadCompressedTensors, kReadBitsandbytes,
-                                      kReadNibble, kReadGptq, kReadAwq};
+                                      kReadNibble, kReadGptq, kReadAwq, kReadModelOpt, kReadHqq};
   return rows;
 }
 
