@@ -108,7 +108,7 @@ bool agrees(const Declared& declared, const Facts& facts) {
 
 struct BitsAndGroup {
   int bits = 0;
-  int64_t length = 0;  ///< columns a group
+  int64_t length = 0;  ///< columns a group; 0: the whole row
 };
 
 /// Width and group from config.json where it has groups, else from the shapes alone.
@@ -129,7 +129,7 @@ Result<BitsAndGroup> choose(const Facts& facts, const std::vector<Declared>& dec
   BitsAndGroup out;
   if (chosen != nullptr) {
     out.bits = static_cast<int>(chosen->bits);
-    out.length = chosen->group == 0 ? facts.k : chosen->group;
+    out.length = chosen->group;
     return out;
   }
   if ((facts.bit_widths & (facts.bit_widths - 1)) != 0) {

@@ -3,7 +3,7 @@
 
 #include <limits>
 
-#include "checkpoint/test_files.h"
+#include "checkpoint/test_layer.h"
 
 namespace nibble::checkpoint {
 namespace {
@@ -19,33 +19,6 @@ std::string int_config(int bits, bool symmetric, int group) {
                 (group == 0
                      ? R"(, "strategy": "channel", "group_size": null})"
                      : R"(, "strategy": "group", "group_size": )" + std::to_string(group) + "}"));
-}
-
-Result<Checkpoint> open(const FileBuilder& file, const std::string& config_text) {
-  const std::string bytes = file.build();
-  Buffer buffer = Buffer::allocate(static_cast<int64_t>(bytes.size())).value();
-  std::memcpy(buffer.mutable_data(), bytes.data(), bytes.size());
-  return Checkpoint::from_memory(buffer, config_text, "made.safetensors");
-}
-
-/// The only layer's weight.
-Result<QuantizedTensor> load(const FileBuilder& file, const std::string& config_text) {
-  NIBBLE_ASSIGN_OR_RETURN(const Checkpoint checkpoint, open(file, config_text));
-  EXPECT_EQ(checkpoint.layers().size(), 1u);
-  return checkpoint.load("l");
-}
-
-void expect_refused(const FileBuilder& file, const std::string& config_text,
-                    const std::vector<std::string>& words, Code code = Code::kCorruptFile) {
-  const Result<QuantizedTensor> q = load(file, config_text);
-  ASSERT_FALSE(q.ok()) << words.front();
-  EXPECT_EQ(q.status().code(), code) << q.status().message();
-  for (const std::string& word : words) {
-    EXPECT_NE(q.status().message().find(word), std::string::npos)
-        << q.status().message() << "\nlacks: " << word;
-  }
-  EXPECT_NE(q.status().message().find("made.safetensors"), std::string::npos);
-  EXPECT_NE(q.status().message().find("'l'"), std::string::npos) << q.status().message();
 }
 
 /// What an int4 layer [n, k] consists of; tests change one part at a time.
@@ -72,7 +45,7 @@ struct IntegerLayer {
 };
 
 TEST(CompressedTensorsLayer, FieldsHoldTheValuePlusEight) {
-  const QuantizedTensor q = load(IntegerLayer().file(), int_config(4, true, 16)).value();
+  const QuantizedTensor q = load_made(IntegerLayer().file(), int_config(4, true, 16)).value();
   EXPECT_EQ(q.format.name(), "int4-g16:f32");
   for (int64_t j = 0; j < 32; ++j) {
     EXPECT_EQ(q.decode(1, j), static_cast<float>(j % 8 - 8) * (j < 16 ? 3.0f : 4.0f));
@@ -133,8 +106,8 @@ TEST(CompressedTensorsLayer, GroupsThatDoNotFitAreRefused) {
   IntegerLayer odd;
   odd.scale_shape = {3, 5};
   odd.scales.resize(15, 1.0f);
-  expect_refused(odd.file(), "", {"5 scales for k = 32"});
-  expect_refused(odd.file(), int_config(4, true, 7), {"group 7 is not 16"}, Code::kUnsupported);
+  expect_refused(odd.file(), "", {"5 scales a row for k = 32"});
+  expect_refused(odd.file(), int_config(4, true, 7), {"groups of 7 columns"}, Code::kUnsupported);
 }
 
 TEST(CompressedTensorsLayer, NonFiniteScalesAreRefusedByRowAndGroup) {
@@ -170,12 +143,13 @@ TEST(CompressedTensorsLayer, GIdxIsCheckedBeforeItIsUsed) {
   const std::string four = int_config(4, true, 16);
   IntegerLayer layer;
   layer.g_idx.assign(32, 0);
-  expect_refused(layer.file(), four, {"group 0 32 columns, not 16"}, Code::kUnsupported);
+  layer.g_idx[31] = 1;
+  expect_refused(layer.file(), four, {"gives group 0 31 columns"}, Code::kUnsupported);
   for (size_t i = 0; i < 32; ++i) layer.g_idx[i] = i % 2 == 0 ? 1 : 0;
   layer.g_idx[7] = 2;
-  expect_refused(layer.file(), four, {"weight_g_idx[7] = 2 of 2 groups"});
+  expect_refused(layer.file(), four, {"'l.weight_g_idx': column 7 is in group 2 of 2"});
   layer.g_idx[7] = -1;
-  expect_refused(layer.file(), four, {"weight_g_idx[7] = -1"});
+  expect_refused(layer.file(), four, {"column 7 is in group -1"});
   layer.g_idx.resize(31);
   expect_refused(layer.file(), four, {"'l.weight_g_idx'", "[31]"});
 }
@@ -184,7 +158,7 @@ TEST(CompressedTensorsLayer, GIdxReordersCodesAndRemembersTheColumns) {
   IntegerLayer layer;
   layer.g_idx.resize(32);
   for (size_t i = 0; i < 32; ++i) layer.g_idx[i] = i % 2 == 0 ? 1 : 0;
-  const QuantizedTensor q = load(layer.file(), int_config(4, true, 16)).value();
+  const QuantizedTensor q = load_made(layer.file(), int_config(4, true, 16)).value();
   ASSERT_EQ(q.k_perm.size(), 32u);
   EXPECT_EQ(q.k_perm[0], 1);
   EXPECT_EQ(q.k_perm[16], 0);
@@ -198,9 +172,58 @@ TEST(CompressedTensorsLayer, GIdxReordersCodesAndRemembersTheColumns) {
 TEST(CompressedTensorsLayer, GIdxThatSaysNothingIsNoPermutation) {
   IntegerLayer layer;
   layer.g_idx.assign(32, -1);
-  EXPECT_TRUE(load(layer.file(), int_config(4, true, 16))->k_perm.empty());
+  EXPECT_TRUE(load_made(layer.file(), int_config(4, true, 16))->k_perm.empty());
   for (size_t i = 0; i < 32; ++i) layer.g_idx[i] = static_cast<int32_t>(i / 16);
-  EXPECT_TRUE(load(layer.file(), int_config(4, true, 16))->k_perm.empty());
+  EXPECT_TRUE(load_made(layer.file(), int_config(4, true, 16))->k_perm.empty());
+}
+
+TEST(CompressedTensorsLayer, GIdxOfUnequalGroupsIsReadDense) {
+  IntegerLayer layer;
+  layer.g_idx.assign(32, 0);
+  layer.g_idx[3] = 1;
+  const Checkpoint checkpoint = open_made(layer.file(), int_config(4, true, 16)).value();
+  EXPECT_NE(checkpoint.layers()[0].dense_only, "");
+  const std::vector<float> values = dense_made(checkpoint);
+  ASSERT_EQ(values.size(), 96u);
+  for (size_t i = 0; i < 32; ++i) {
+    EXPECT_EQ(values[64 + i],
+              static_cast<float>(static_cast<int>(i % 8) - 8) * (i == 3 ? 6.0f : 5.0f));
+  }
+  // All columns in one group are a row with one scale.
+  layer.g_idx.assign(32, 1);
+  const QuantizedTensor q = load_made(layer.file(), int_config(4, true, 16)).value();
+  EXPECT_EQ(q.format.name(), "int4-channel:f32");
+  EXPECT_EQ(q.decode(2, 1), -42.0f);
+}
+
+TEST(CompressedTensorsLayer, GroupsLongerThanAFormatsAreDivided) {
+  for (const int64_t k : {512, 600}) {
+    for (const bool symmetric : {true, false}) {
+      const int64_t n = 3, words = ceil_div(k, 8), groups = ceil_div(k, 256);
+      FileBuilder file;
+      file.add("l.weight_packed", "I32", {n, words},
+               bytes_of(std::vector<uint32_t>(static_cast<size_t>(n * words), 0xFEDCBA98u)));
+      std::vector<float> scales(static_cast<size_t>(n * groups));
+      for (size_t i = 0; i < scales.size(); ++i) scales[i] = static_cast<float>(i + 1);
+      file.add("l.weight_scale", "F32", {n, groups}, bytes_of(scales));
+      file.add("l.weight_shape", "I64", {2}, bytes_of(std::vector<int64_t>{n, k}));
+      if (!symmetric) {  // zero point 8 + row
+        file.add("l.weight_zero_point", "I32", {1, groups},
+                 bytes_of(std::vector<uint32_t>(static_cast<size_t>(groups), 0xA98u)));
+      }
+      for (const std::string& text : {int_config(4, symmetric, 256), std::string()}) {
+        const QuantizedTensor q = load_made(file, text).value();
+        EXPECT_EQ(q.format.name(), symmetric ? "int4-g128:f32" : "uint4-g128:f32");
+        std::vector<float> row(static_cast<size_t>(k));
+        q.dequantize(2, 3, row.data());
+        for (int64_t j = 0; j < k; ++j) {
+          const float value = static_cast<float>(j % 8 - (symmetric ? 0 : 2));
+          const float scale = scales[static_cast<size_t>(2 * groups + j / 256)];
+          EXPECT_EQ(row[static_cast<size_t>(j)], value * scale) << j;
+        }
+      }
+    }
+  }
 }
 
 TEST(CompressedTensorsLayer, OddColumnsHaveAClearPaddingNibble) {
@@ -209,7 +232,7 @@ TEST(CompressedTensorsLayer, OddColumnsHaveAClearPaddingNibble) {
   file.add("l.weight_scale", "F32", {1, 1}, bytes_of(std::vector<float>{1}));
   file.add("l.weight_shape", "I64", {2}, bytes_of(std::vector<int64_t>{1, 7}));
   file.add("l.weight_zero_point", "I32", {1, 1}, std::string("\x03\0\0\0", 4));
-  const QuantizedTensor q = load(file, int_config(4, false, 0)).value();
+  const QuantizedTensor q = load_made(file, int_config(4, false, 0)).value();
   EXPECT_EQ(q.codes.bytes(), 4);
   EXPECT_EQ(q.codes.data()[3], 0x0F);
   EXPECT_EQ(q.decode(0, 6), 12.0f);
@@ -220,8 +243,8 @@ TEST(CompressedTensorsLayer, WidthComesFromConfigurationWhereShapesAllowTwo) {
   file.add("l.weight_packed", "I32", {1, 1}, "\x12\x34\x56\x78");
   file.add("l.weight_scale", "F32", {1, 1}, bytes_of(std::vector<float>{1}));
   file.add("l.weight_shape", "I64", {2}, bytes_of(std::vector<int64_t>{1, 4}));
-  EXPECT_EQ(load(file, int_config(4, true, 0))->format.name(), "int4-channel:f32");
-  EXPECT_EQ(load(file, int_config(8, true, 0))->format.name(), "int8-channel:f32");
+  EXPECT_EQ(load_made(file, int_config(4, true, 0))->format.name(), "int4-channel:f32");
+  EXPECT_EQ(load_made(file, int_config(8, true, 0))->format.name(), "int8-channel:f32");
   expect_refused(file, "", {"4 and 8 bits alike"}, Code::kUnsupported);
 }
 
@@ -239,7 +262,7 @@ TEST(CompressedTensorsLayer, SeveralGroupsAreToldApartByTheirTensors) {
   file.add("m.weight_packed", "U8", {1, 16}, std::string(16, 'x'));
   file.add("m.weight_scale", "U8", {1, 1}, "\x7F");
   file.add("x.weight", "F32", {1, 1}, bytes_of(std::vector<float>{1}));
-  const Checkpoint checkpoint = open(file, groups).value();
+  const Checkpoint checkpoint = open_made(file, groups).value();
   ASSERT_EQ(checkpoint.layers().size(), 2u);
   EXPECT_EQ(checkpoint.load("l")->format.name(), "int4-g16:f32");
   EXPECT_EQ(checkpoint.load("m")->format.name(), "mxfp4");
@@ -269,7 +292,7 @@ TEST(CompressedTensorsLayer, ActivationScalesBelongToTheLayer) {
   file.add("l.weight_global_scale", "F32", {}, bytes_of(std::vector<float>{2}));
   file.add("l.weight_packed", "U8", {1, 8}, "01234567");
   file.add("l.weight_scale", "F8_E4M3", {1, 1}, "8");
-  const Checkpoint checkpoint = open(file, "").value();
+  const Checkpoint checkpoint = open_made(file, "").value();
   EXPECT_EQ(checkpoint.layers()[0].tensors.size(), 4u);
   EXPECT_EQ(checkpoint.layers()[0].stored_bytes, 17);
   EXPECT_EQ(checkpoint.load("l")->tensor_scales, (std::vector<TensorScale>{{0, 2.0f}}));

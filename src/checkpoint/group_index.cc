@@ -66,7 +66,7 @@ GroupMap equal_groups(int64_t k, int64_t length) {
     map.group = *known;
     return map;
   }
-  if (length >= k) return map;  // the whole row
+  if (length == 0 || length >= k) return map;  // the whole row
   for (const int32_t group : kFormatGroups) {
     if (length % group != 0) continue;
     map.group = group;
@@ -85,18 +85,20 @@ Result<int64_t> group_length(int64_t k, int64_t groups, std::optional<int64_t> d
   const std::string facts =
       std::to_string(groups) + " scales a row for k = " + std::to_string(k) + " columns";
   if (declared) {
-    const int64_t length = *declared == 0 ? k : *declared;
-    if (length < 1 || ceil_div(k, std::min(length, k)) != groups) {
+    const int64_t expected = *declared < 0                      ? -1
+                             : *declared == 0 || *declared >= k ? 1
+                                                                : ceil_div(k, *declared);
+    if (expected != groups) {
       return corrupt_file(facts + " are not what group_size " + std::to_string(*declared) +
                           " gives");
     }
-    return length;
+    return *declared;
   }
-  if (groups == 1) return k;
+  if (groups == 1) return 0;
   for (int64_t length = 16; length <= 4096; length *= 2) {
     if (ceil_div(k, length) == groups) return length;
   }
-  return corrupt_file(facts + " fit no group of 16, 32, 64, 128, … 4096");
+  return corrupt_file(facts + " fit no group of 16, 32, 64 and so on to 4096 columns");
 }
 
 Result<GroupMap> indexed_groups(const std::string& name, std::span<const int32_t> index,
@@ -214,7 +216,7 @@ Result<DenseRows> rows_by_index(QuantizedTensor parts, int64_t groups, std::vect
 std::vector<int32_t> equal_index(int64_t k, int64_t length) {
   std::vector<int32_t> index(static_cast<size_t>(k));
   for (size_t j = 0; j < index.size(); ++j) {
-    index[j] = static_cast<int32_t>(static_cast<int64_t>(j) / length);
+    index[j] = length == 0 ? 0 : static_cast<int32_t>(static_cast<int64_t>(j) / length);
   }
   return index;
 }

@@ -24,12 +24,12 @@ struct GroupMap {
   std::string dense_only;
 };
 
-/// Groups of `length` >= 1 columns one after the other, the last may be short. Longer groups than a
-/// Format's are divided, each part with the same scale.
+/// Groups of `length` columns one after the other, the last may be short; 0: the whole row. Longer
+/// groups than a Format's are divided, each part with the same scale.
 GroupMap equal_groups(int64_t k, int64_t length);
 
-/// The length of such groups where `k` columns have `groups` of them: `declared` (0: the whole row)
-/// if it gives as many, else an error; without it the power of two from 16 to 4096 that does.
+/// The length of such groups where `k` columns have `groups` of them: `declared` if it gives as
+/// many, else an error; without it the power of two from 16 to 4096 that does.
 /// Errors: kCorruptFile.
 Result<int64_t> group_length(int64_t k, int64_t groups, std::optional<int64_t> declared);
 
