@@ -169,7 +169,8 @@ TEST(GgufBlocks, Q4_0ScalesMayBeNegative) {
 }
 
 TEST(GgufBlocks, ScalesThatAreNotFiniteAreRefused) {
-  for (const uint16_t scale : {0x7C00, 0xFC00, 0x7E01}) {
+  for (const int bits : {0x7C00, 0xFC00, 0x7E01}) {
+    const auto scale = static_cast<uint16_t>(bits);
     GgufBuilder builder;
     builder.tensor(
         "w.weight", {64}, kQ4_0,

@@ -239,7 +239,7 @@ TEST(Gguf, NestingDeeperThan32IsRefused) {
   const Checkpoint opened = open_gguf_bytes(nested(32).build()).value();
   EXPECT_EQ(opened.metadata().at("deep"), std::string(32, '[') + "7" + std::string(32, ']'));
   expect_corrupt(nested(33), {"key 'deep'", "deeper than 32"});
-  expect_corrupt(nested(100000), {"deeper than 32"});
+  expect_corrupt(nested(1000), {"deeper than 32"});
 }
 
 TEST(Gguf, UnknownValueTypesAreRefused) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "checkpoint/gguf.h"
 #include "checkpoint/gguf_blocks.h"
@@ -14,9 +15,10 @@ constexpr int64_t kBlock = 32;  ///< values a block of every type that is writte
 
 template <class T>
 void append(std::string& out, T value) {
+  static_assert(std::is_arithmetic_v<T>);
   out.append(reinterpret_cast<const char*>(&value), sizeof(value));
 }
-void append(std::string& out, std::string_view text) {
+void append_text(std::string& out, std::string_view text) {
   append(out, static_cast<uint64_t>(text.size()));
   out += text;
 }
@@ -72,7 +74,7 @@ Status append_tensor(const TensorInfo& tensor, int64_t offset, std::string& out)
   }
   std::vector<int64_t> shape = tensor.shape;
   if (shape.empty()) shape = {1};
-  append(out, tensor.name);
+  append_text(out, tensor.name);
   append(out, static_cast<uint32_t>(shape.size()));
   for (auto extent = shape.rbegin(); extent != shape.rend(); ++extent) {
     append(out, static_cast<uint64_t>(*extent));
@@ -130,7 +132,7 @@ bool GgufPairs::has(std::string_view key) const {
 
 void GgufPairs::put(const std::string& key, uint32_t type, std::string_view value) {
   Pair pair{key, {}};
-  append(pair.bytes, std::string_view(key));
+  append_text(pair.bytes, key);
   append(pair.bytes, type);
   pair.bytes += value;
   for (Pair& each : pairs_) {
@@ -148,7 +150,7 @@ void GgufPairs::set(const std::string& key, uint32_t value) {
 
 void GgufPairs::set(const std::string& key, std::string_view text) {
   std::string value;
-  append(value, text);
+  append_text(value, text);
   put(key, static_cast<uint32_t>(GgufValue::kString), value);
 }
 

@@ -62,7 +62,9 @@ TEST(GgufWrite, WeightsReadBackBitForBit) {
       ASSERT_TRUE(kWriteGguf.encode(layer, q, sink).ok());
       ASSERT_EQ(static_cast<int64_t>(sink.text.size()), infos[0].bytes);
       const std::string file = file_of(infos, {sink.text}, GgufPairs::of_config(Json(), "m"));
-      const Checkpoint opened = open_gguf_bytes(file).value();
+      const Result<Checkpoint> result = open_gguf_bytes(file);
+      ASSERT_TRUE(result.ok()) << result.status().message();
+      const Checkpoint& opened = *result;
       const QuantizedTensor back = opened.load("blk.0.ffn_up").value();
       EXPECT_TRUE(identical(q, back));
       EXPECT_EQ(opened.tensors()[0].dtype_name, gguf_type_of(format));
