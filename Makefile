@@ -10,10 +10,12 @@ GENERATOR := $(if $(shell command -v ninja),-G Ninja)
 configure = cmake -S . -B $(1) $(if $(wildcard $(1)/CMakeCache.txt),,$(GENERATOR)) --log-level=NOTICE
 compile = cmake --build $(1) -j $(JOBS)
 FUZZ_SECONDS ?= 20
+# Every instruction set; dot products without matrix products; neither.
+QEMU_CPUS ?= max neoverse-n1 cortex-a53
 BENCH_ARGS ?= --device cpu --threads 1 --format int4-g128,nvfp4,mxfp4 --compute exact,int8 \
 	--x-dtype bf16,f32 --k 4096 --n 14336 --m 1,16,64,256
 
-.PHONY: help build test demo bench check format asan tsan fuzz coverage nightly ci clean \
+.PHONY: help build test demo bench check format asan tsan fuzz coverage emulated nightly ci clean \
 	setup-build setup-test configure-build
 
 help:  ## this list
@@ -61,7 +63,13 @@ coverage: setup-test  ## line coverage of host code
 	@$(PYTHON) tools/run_tests.py build-coverage
 	@$(PYTHON) tools/coverage.py build-coverage
 
-nightly: ci asan tsan  ## what CI has no time for: long fuzzing, all threads tests, all GPUs
+emulated:  ## AArch64 build and its tests under qemu-user; choose with QEMU_CPUS="max cortex-a76 …"
+	@tools/setup build aarch64
+	@$(call configure,build-aarch64) --preset aarch64
+	@$(call compile,build-aarch64)
+	@tools/emulated.sh build-aarch64 $(QEMU_CPUS)
+
+nightly: ci asan tsan emulated  ## what CI has no time for: ARM, long fuzzing, all threads tests, all GPUs
 	@$(MAKE) fuzz FUZZ_SECONDS=600
 	@$(call configure,build-release) --preset release
 	@$(call compile,build-release)
