@@ -83,9 +83,9 @@ Result<Shards> read_index(const std::string& path) {
   return out;
 }
 
-/// Which of a directory's files hold the tensors: model.safetensors, else the shards of an index,
-/// else the only safetensors file, else the only model of another container. Sets `stem` to the
-/// name before ".safetensors".
+/// Which of a directory's files hold the tensors: model.safetensors, else the shards of its index,
+/// else model.gguf or model.onnx, else the only index, safetensors file or model of another
+/// container. Sets `stem` to the name before ".safetensors".
 Result<Shards> find_shards(const std::string& path, const Listing& listing, std::string& stem) {
   std::vector<std::string> weights, indices;
   for (const std::string& file : listing.files) {
@@ -104,6 +104,12 @@ Result<Shards> find_shards(const std::string& path, const Listing& listing, std:
     return one;
   }
   if (has(indices, model_index)) return read_index((fs::path(path) / model_index).string());
+  // model.gguf and model.onnx are the model, whatever lies beside it.
+  for (const std::string& file : listing.files) {
+    if (is_model_of_its_own(file) && fs::path(file).stem() == "model") one.names.push_back(file);
+  }
+  if (one.names.size() == 1) return one;
+  one.names.clear();
   if (indices.size() == 1) {
     stem = *without_suffix(indices[0], kIndex);
     return read_index((fs::path(path) / indices[0]).string());
