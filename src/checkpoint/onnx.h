@@ -1,6 +1,6 @@
 // ONNX models: the protobuf message as plain structs, and the container that finds its tensors.
 // Nothing here knows what a quantized layer is (onnx_layers.cc does), and no name of the protobuf
-// library leaves onnx_parse.cc. All views are of the model file's bytes, which the graph keeps.
+// library leaves onnx_message.h. All views are of the model file's bytes, which the graph keeps.
 #ifndef NIBBLE_CHECKPOINT_ONNX_H_
 #define NIBBLE_CHECKPOINT_ONNX_H_
 
@@ -45,7 +45,8 @@ struct OnnxTensor {
     kValues,    ///< varints or separate values in `message`; see decode_onnx_values
     kExternal,  ///< `length` bytes from `offset` of the file `location`
   };
-  std::string name;  ///< unique in the model: that of the graph with its scope's prefix before it
+  std::string name;              ///< unique in the model: the stored name behind its scope's prefix
+  std::string_view stored_name;  ///< empty for a constant
   int32_t data_type = 0;
   std::vector<int64_t> dims;
   Storage storage = Storage::kRaw;

@@ -158,8 +158,6 @@ Status set_grid(const TensorInfo& scales, int64_t axis, int64_t block, OnnxOrder
   const int64_t extents[2] = {by_rows ? w.n : w.k, by_rows ? w.k : w.n};
   const bool along_k = (axis == 1) == by_rows;
   OnnxGrid grid;
-  w.group_length = w.k;
-  w.groups = 1;
   if (block == 0 && elements_of(scales) == 1 && scales.shape.size() <= 1) {
     grid.rows_per_value = w.n;
   } else if (block == 0) {

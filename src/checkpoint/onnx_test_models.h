@@ -112,6 +112,50 @@ inline Result<Checkpoint> open_model(const std::string& model) {
   return Checkpoint::from_memory(std::move(bytes), "", "model.onnx");
 }
 
+// --------------------------------------------------------------------- what models are filled with
+
+inline std::string random_bytes(int64_t count, uint32_t seed) {
+  std::mt19937 engine(seed);
+  std::string out(static_cast<size_t>(count), '\0');
+  for (char& byte : out) byte = static_cast<char>(engine() & 255);
+  return out;
+}
+inline int nibble_of(const std::string& bytes, int64_t at) {
+  const auto byte = static_cast<uint8_t>(bytes[static_cast<size_t>(at / 2)]);
+  return at % 2 == 0 ? byte & 15 : byte >> 4;
+}
+inline int byte_of(const std::string& bytes, int64_t at) {
+  return static_cast<uint8_t>(bytes[static_cast<size_t>(at)]);
+}
+inline float value_of(const std::string& bytes, DType dtype, int64_t at) {
+  return load_as_f32(bytes.data(), dtype, at);
+}
+inline OnnxCode code_of(DType dtype) {
+  return dtype == DType::kF32 ? kFloat : dtype == DType::kF16 ? kFloat16 : kBfloat16;
+}
+
+inline std::vector<float> dequantized(const QuantizedTensor& q) {
+  std::vector<float> out(static_cast<size_t>(q.n * q.k));
+  q.dequantize(0, q.n, out.data());
+  return out;
+}
+/// In two bands; empty after an error.
+inline std::vector<float> dense(const Checkpoint& checkpoint, const std::string& layer) {
+  const Result<DenseRows> rows = checkpoint.dense_rows(layer);
+  if (!rows.ok()) return {};
+  std::vector<float> out(static_cast<size_t>(rows->n * rows->k));
+  const int64_t half = rows->n / 2;
+  const bool read = rows->read(0, half, out.data()).ok() &&
+                    rows->read(half, rows->n, out.data() + half * rows->k).ok();
+  return read ? out : std::vector<float>{};
+}
+
+/// "" when the status has this code and its message these words, else what it has.
+inline std::string unlike(const Status& status, Code code, const std::string& words) {
+  if (status.code() == code && status.message().find(words) != std::string::npos) return "";
+  return std::string(code_name(status.code())) + ": " + status.message() + "; not: " + words;
+}
+
 }  // namespace nibble::checkpoint
 
 #endif  // NIBBLE_CHECKPOINT_ONNX_TEST_MODELS_H_

@@ -123,7 +123,13 @@ Result<Buffer> zero_bytes(const Source& source, const OnnxWeight& weight) {
       to[i] = static_cast<uint8_t>(byte ^ flip);
     }
   }
-  return out;
+  // An odd number of 4-bit values leaves half a byte.
+  int64_t values = out.bytes();
+  if (packed && !weight.zeros->dtype) {
+    values = 1;
+    for (const int64_t extent : weight.zeros->shape) values *= extent;
+  }
+  return out.slice(0, values);
 }
 
 /// Floats of `from` in `to`, which holds all of their values or rounds to nearest.
@@ -208,7 +214,7 @@ Result<GroupMap> onnx_groups(const Source& source, const OnnxWeight& weight) {
     std::vector<int32_t> index = index_values(source, *weight.index);
     index.resize(static_cast<size_t>(weight.k));
     NIBBLE_ASSIGN_OR_RETURN(map, indexed_groups(weight.index->name, index, weight.groups));
-  } else if (weight.groups > 1) {
+  } else if (weight.group_length > 0) {
     map = equal_groups(weight.k, weight.group_length);
   }
   if (weight.is_e4m3) map.dense_only = "its codes are 8-bit floats, which no Format has";

@@ -41,7 +41,8 @@ struct OnnxWeight {
   bool is_e2m1 = false;
   bool is_e4m3 = false;  ///< 8-bit floats, which no Format has
 
-  int64_t group_length = 0, groups = 0;
+  int64_t group_length = 0;           ///< 0: the whole row
+  int64_t groups = 1;                 ///< of a row, as stored
   const TensorInfo* index = nullptr;  ///< i32: the group of each column; may be longer than k
   const TensorInfo* scales = nullptr;
   OnnxGrid scale_grid;
