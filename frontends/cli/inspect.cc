@@ -41,6 +41,14 @@ double bits_per_weight(const LayerInfo& layer) {
   return static_cast<double>(layer.stored_bytes) * 8 / static_cast<double>(layer.n * layer.k);
 }
 
+// "6.74 G", "70.2 M", "5120"
+std::string count_text(int64_t count) {
+  const auto value = static_cast<double>(count);
+  if (count >= 1'000'000'000) return fmt::format("{:.2f} G", value / 1e9);
+  if (count >= 1'000'000) return fmt::format("{:.1f} M", value / 1e6);
+  return std::to_string(count);
+}
+
 std::string format_text(const LayerInfo& layer) {
   if (!layer.status.ok()) return "unreadable";
   return layer.dense_only.empty() ? layer.format.name() : "dense only";
@@ -204,9 +212,8 @@ void print_mix(const Checkpoint& checkpoint, bool has_remarks) {
   if (has_remarks) columns.push_back({"remark"});
   Table table(columns);
   for (const LayerRow& row : mix.rows()) {
-    const double millions = static_cast<double>(row.weights) / 1e6;
     std::vector<std::string> cells = {format_text(*row.first), std::to_string(row.names.count()),
-                                      row.weights == 0 ? "-" : fmt::format("{:.1f} M", millions),
+                                      row.weights == 0 ? "-" : count_text(row.weights),
                                       human_bytes(row.bytes), row.bits()};
     if (has_remarks) cells.push_back(printable(row.first->remark));
     table.add_row(std::move(cells));
@@ -281,9 +288,10 @@ void print_layers(const Checkpoint& checkpoint, bool one_by_one) {
   fmt::print("\n");
   table.print();
   const Totals totals = totals_of(checkpoint);
-  fmt::print("{} layers, {} M weights in {}: {:.2f} bits per weight\n", checkpoint.layers().size(),
-             totals.layer_weights / 1000000, human_bytes(totals.layer_bytes),
-             totals.bits_per_weight());
+  const size_t count = checkpoint.layers().size();
+  fmt::print("{} {}, {} weights in {}: {:.2f} bits per weight\n", count,
+             count == 1 ? "layer" : "layers", count_text(totals.layer_weights),
+             human_bytes(totals.layer_bytes), totals.bits_per_weight());
   print_reasons(checkpoint);
 }
 
@@ -329,7 +337,7 @@ void print_as_text(const Checkpoint& checkpoint, bool all) {
   if (!checkpoint.layers().empty()) print_layers(checkpoint, one_by_one);
   print_other_tensors(checkpoint, one_by_one);
   if (!one_by_one)
-    fmt::print("\nnames that differ in numbers alone share a row: --all parts them\n");
+    fmt::print("\nNames that differ only in numbers share a row; --all lists each.\n");
 }
 
 Exit run_inspect(const Arguments& args) {

@@ -40,7 +40,7 @@ def random_blocks(kind, rows, columns, rng):
         halves[rng.integers(0, len(blocks))] = 2**-24  # subnormal
         blocks[:, offset : offset + 2] = halves.astype(np.float16).view(np.uint8).reshape(-1, 2)
     if kind == "MXFP4":
-        blocks[:, 0] = rng.integers(0, 253, len(blocks))  # above, values pass float32
+        blocks[:, 0] = rng.integers(60, 190, len(blocks))  # sums of 512 stay in float32
     if kind == "NVFP4":
         blocks[:, :4][blocks[:, :4] == 0xFF] = 0x7F
     return blocks.reshape(rows, -1)
