@@ -129,13 +129,72 @@ TEST(CompressedTensors, AFileAloneIsRecognisedByItsTensors) {
   }
 }
 
-TEST(Bitsandbytes, WhatIsNotReadSaysWhy) {
-  const Checkpoint nested = Checkpoint::open(data_path("bitsandbytes/nf4-double")).value();
-  EXPECT_EQ(nested.spelling(), "bitsandbytes");
-  ASSERT_EQ(nested.layers().size(), 2u);
-  EXPECT_EQ(nested.layers()[0].status.code(), Code::kUnsupported);
-  EXPECT_NE(nested.layers()[0].status.message().find("nested"), std::string::npos);
-  EXPECT_FALSE(nested.load(nested.layers()[0].name).ok());
+TEST(Bitsandbytes, WhatNoFormatHoldsSaysWhyAndReadsDense) {
+  const Checkpoint checkpoint =
+      Checkpoint::open(data_path("bitsandbytes/nf4-blocks-cross-rows")).value();
+  const LayerInfo& layer = checkpoint.layers()[0];
+  EXPECT_NE(layer.dense_only.find("blocks of 64 over rows of k = 136"), std::string::npos);
+  EXPECT_EQ(checkpoint.load(layer.name).status().code(), Code::kUnsupported);
+  EXPECT_TRUE(checkpoint.dense_rows(layer.name).ok());
+}
+
+TEST(ModelOpt, PreQuantScaleIsOnlyWhereNoNormCouldTakeIt) {
+  const Checkpoint checkpoint = Checkpoint::open(data_path("modelopt/int4-awq-g32-llama")).value();
+  for (const LayerInfo& layer : checkpoint.layers()) {
+    const bool has = layer.name.ends_with("o_proj") || layer.name.ends_with("down_proj");
+    EXPECT_EQ(layer.remark, has ? "pre_quant_scale" : "") << layer.name;
+    const QuantizedTensor q = checkpoint.load(layer.name).value();
+    EXPECT_EQ(static_cast<int64_t>(q.pre_scale.size()), has ? q.k : 0) << layer.name;
+    EXPECT_EQ(q.format.name(), "int4-g32:f32") << layer.name;
+  }
+}
+
+TEST(ModelOpt, AFileAloneIsRecognisedByItsTensors) {
+  for (const char* fixture : {"int4-awq-g32-llama", "mxfp4-llama", "nvfp4-llama"}) {
+    const std::string root = data_path(std::string("modelopt/") + fixture);
+    const Checkpoint whole = Checkpoint::open(root).value();
+    const Checkpoint alone = Checkpoint::open(root + "/model.safetensors").value();
+    EXPECT_EQ(alone.spelling(), "modelopt");
+    ASSERT_EQ(alone.layers().size(), whole.layers().size());
+    for (const LayerInfo& layer : whole.layers()) {
+      EXPECT_TRUE(identical(alone.load(layer.name).value(), whole.load(layer.name).value()));
+    }
+  }
+}
+
+TEST(ModelOpt, LowerCaseAlgorithmWithoutAGroupIsRead) {
+  const Checkpoint checkpoint = Checkpoint::open(data_path("modelopt/mxfp4-llama")).value();
+  EXPECT_NE(checkpoint.config_json().find("\"quant_algo\": \"mxfp4\""), std::string::npos);
+  EXPECT_EQ(checkpoint.load(checkpoint.layers()[0].name)->format.name(), "mxfp4");
+}
+
+TEST(ModelOpt, StoredOrderIsViewedWithoutACopyWhereItIsCanonical) {
+  for (const char* fixture : {"nvfp4-llama", "mxfp4-llama"}) {
+    const Checkpoint checkpoint =
+        Checkpoint::open(data_path(std::string("modelopt/") + fixture)).value();
+    const std::string layer = checkpoint.layers()[0].name;
+    const QuantizedTensor q = checkpoint.load(layer).value();
+    EXPECT_EQ(q.codes.data(), checkpoint.tensor_bytes(layer + ".weight")->data()) << fixture;
+    EXPECT_EQ(q.scales.data(), checkpoint.tensor_bytes(layer + ".weight_scale")->data()) << fixture;
+  }
+}
+
+TEST(Hqq, AxisZeroSaysWhyAndReadsDense) {
+  const Checkpoint checkpoint = Checkpoint::open(data_path("hqq/axis0-g64-f16")).value();
+  const LayerInfo& layer = checkpoint.layers()[0];
+  EXPECT_EQ(layer.remark, "axis 0");
+  EXPECT_NE(layer.dense_only.find("axis 0"), std::string::npos);
+  EXPECT_TRUE(checkpoint.dense_rows(layer.name).ok());
+}
+
+TEST(Hqq, FormatsKeepTheFloatZerosAndTheirDtype) {
+  const auto format_of = [](const std::string& fixture) {
+    const Checkpoint checkpoint = Checkpoint::open(data_path("hqq/" + fixture)).value();
+    return checkpoint.load(checkpoint.layers()[0].name)->format.name();
+  };
+  EXPECT_EQ(format_of("axis1-g64-f16"), "uint4-g64:f16:zfloat");
+  EXPECT_EQ(format_of("axis1-g64-bf16-multi"), "uint4-g64:zfloat");
+  EXPECT_EQ(format_of("axis1-g64-crosses-rows"), "uint4-g16:f32:zfloat");
 }
 
 }  // namespace
