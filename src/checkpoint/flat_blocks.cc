@@ -23,6 +23,25 @@ bool borders_fit(const FlatBlocks& blocks, int64_t columns) {
   return true;
 }
 
+/// Values [n, groups] of groups of `columns`, none of which reaches past the end of its block.
+template <class Value>
+void spread(const FlatBlocks& blocks, const uint8_t* values, int64_t columns, uint8_t* out) {
+  const int64_t groups = ceil_div(blocks.k, columns);
+  for (int64_t row = 0; row < blocks.n; ++row) {
+    const int64_t first = row * blocks.k;
+    const uint8_t* value = values + first / blocks.block * static_cast<int64_t>(sizeof(Value));
+    int64_t left = blocks.block - first % blocks.block;
+    for (int64_t g = 0; g < groups; ++g) {
+      std::memcpy(out, value, sizeof(Value));
+      out += sizeof(Value);
+      left -= columns;
+      if (left > 0) continue;
+      left += blocks.block;
+      value += sizeof(Value);
+    }
+  }
+}
+
 }  // namespace
 
 std::optional<int32_t> FlatBlocks::group() const {
@@ -49,14 +68,10 @@ Result<Buffer> FlatBlocks::per_group(const Buffer& values, int64_t value_bytes,
   const auto bytes = total ? checked_product(*total, value_bytes) : std::nullopt;
   if (!bytes) return invalid_argument("the number of groups overflows");
   NIBBLE_ASSIGN_OR_RETURN(Buffer out, Buffer::allocate(*bytes));
-  uint8_t* to = out.mutable_data();
-  for (int64_t row = 0; row < n; ++row) {
-    for (int64_t g = 0; g < groups; ++g) {
-      const int64_t index = (row * k + g * columns) / block;
-      std::memcpy(to, values.data() + index * value_bytes, static_cast<size_t>(value_bytes));
-      to += value_bytes;
-    }
-  }
+  const auto copy = value_bytes == 1   ? spread<uint8_t>
+                    : value_bytes == 2 ? spread<uint16_t>
+                                       : spread<uint32_t>;
+  copy(*this, values.data(), columns, out.mutable_data());
   return out;
 }
 

@@ -21,9 +21,8 @@ struct FlatBlocks {
   std::optional<int32_t> group() const;
   /// Why there is no group, for LayerInfo::dense_only.
   std::string why_dense() const;
-  /// Values of `value_bytes` each, one a block, as [n, groups] of `group`, which is group()'s. The
-  /// values themselves, not a copy, where that is their order already.
-  /// Errors: kOutOfMemory.
+  /// Values of 1, 2 or 4 bytes each, one a block, as [n, groups] of `group`, which is group()'s.
+  /// The values themselves, not a copy, where that is their order already. Errors: kOutOfMemory.
   Result<Buffer> per_group(const Buffer& values, int64_t value_bytes, int32_t group) const;
 };
 
