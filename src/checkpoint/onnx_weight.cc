@@ -63,15 +63,14 @@ Result<Buffer> canonical_codes(const Source& source, const OnnxWeight& weight,
     return rows_with_columns(codes, stored_row_bytes, order);
   }
   if (weight.code_row_stride == 1 && order.empty()) {
-    if (weight.bits == 8) {
-      NIBBLE_ASSIGN_OR_RETURN(Buffer out,
-                              transposed(stored.data(), weight.n, 1, first_indices(weight.k)));
-      if (flip != 0) {
-        uint8_t* const bytes = out.mutable_data();
-        for (int64_t i = 0; i < out.bytes(); ++i) bytes[i] ^= flip;
-      }
-      return out;
+    if (weight.bits == 4) return rows_from_nibbles_along_n(codes);
+    NIBBLE_ASSIGN_OR_RETURN(Buffer out,
+                            transposed(stored.data(), weight.n, 1, first_indices(weight.k)));
+    if (flip != 0) {
+      uint8_t* const bytes = out.mutable_data();
+      for (int64_t i = 0; i < out.bytes(); ++i) bytes[i] ^= flip;
     }
+    return out;
   }
   return gathered_codes(weight, stored.data(), flip, order);
 }

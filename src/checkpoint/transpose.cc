@@ -5,7 +5,7 @@
 //   along K, gathered  a word is put together from fields of 8 (or 4) words, 4 slots at a time, out
 //                      of a strip that holds all words of the 128 rows close together: in the file
 //                      they lie n words apart, which a cache with few ways cannot hold
-//   AWQ                the 8 x 8 nibbles of 8 words are transposed, 4 slots at a time
+//   along N (and AWQ)  the 8 x 8 nibbles of 8 words are transposed, 4 slots at a time
 //
 // and store_tile transposes its 32-bit words into the 128 rows, a cache line of 64 bytes each.
 #include "checkpoint/transpose.h"
@@ -134,6 +134,13 @@ constexpr auto kAwqSlots = [] {
   return rows;
 }();
 
+/// The same where field i of a word is row i.
+constexpr auto kNibbleSlots = [] {
+  std::array<uint8_t, kTileRows> rows{};
+  for (size_t s = 0; s < kTileRows; ++s) rows[s] = static_cast<uint8_t>(8 * (s % 16) + s / 16);
+  return rows;
+}();
+
 /// All words along K of up to 128 rows: words[word * slots + slot].
 struct Strip {
   /// Few rows have a narrow strip, so that it is never much larger than what it is made from.
@@ -193,6 +200,36 @@ void transpose_nibbles(Words a[8]) {
   for (const int i : {0, 2, 4, 6}) swap(a[i], a[i + 1], 4, 0x0F0F0F0F);
 }
 
+/// Codes along N, 4 bits each. load_nibbles(column, row, to): the nibbles from `row` on, up to 128,
+/// as 64 bytes, of the column's N; slot_rows: the row of each nibble, slot 16 i + c being field i
+/// of word c.
+template <class LoadNibbles>
+Result<Buffer> rows_from_columns(const StoredCodes& stored,
+                                 const std::array<uint8_t, kTileRows>& slot_rows,
+                                 const LoadNibbles& load_nibbles) {
+  NIBBLE_ASSIGN_OR_RETURN(CodeRows rows, CodeRows::of(stored));
+  const int64_t words = rows.words();
+  Tile tile{};
+  for (int64_t row = 0; row < stored.n; row += kTileRows) {
+    for (int64_t word = 0; word < words; word += kTileWords) {
+      for (int64_t w = word; w < std::min(word + kTileWords, words); ++w) {
+        alignas(64) uint32_t block[8][kTileRows / 8] = {};
+        for (int64_t i = 0; i < std::min<int64_t>(8, stored.k - 8 * w); ++i) {
+          load_nibbles(8 * w + i, row, reinterpret_cast<uint8_t*>(block[i]));
+        }
+        for (int64_t c = 0; c < kTileRows / 8; c += kLanes) {
+          Words nibbles[8];
+          for (int i = 0; i < 8; ++i) nibbles[i] = load(block[i] + c);
+          transpose_nibbles(nibbles);
+          for (int i = 0; i < 8; ++i) store(tile.words[w - word] + 16 * i + c, nibbles[i]);
+        }
+      }
+      rows.store_tile(tile, row, word, slot_rows);
+    }
+  }
+  return rows.take();
+}
+
 template <class Value>
 void transpose_values(const uint8_t* values, int64_t columns, std::span<const int32_t> picked,
                       uint8_t* out) {
@@ -242,29 +279,28 @@ Result<Buffer> rows_from_words_along_k(const StoredCodes& stored, std::span<cons
 }
 
 Result<Buffer> rows_from_awq_words(const StoredCodes& stored) {
-  NIBBLE_ASSIGN_OR_RETURN(CodeRows rows, CodeRows::of(stored));
-  const int64_t words = rows.words(), stored_words = ceil_div(stored.n, 8);
-  Tile tile{};
-  for (int64_t row = 0; row < stored.n; row += kTileRows) {
+  const int64_t stored_words = ceil_div(stored.n, 8);
+  return rows_from_columns(stored, kAwqSlots, [&](int64_t column, int64_t row, uint8_t* to) {
     const int64_t count = std::min(kTileRows / 8, stored_words - row / 8);
-    for (int64_t word = 0; word < words; word += kTileWords) {
-      for (int64_t w = word; w < std::min(word + kTileWords, words); ++w) {
-        alignas(64) uint32_t block[8][kTileRows / 8] = {};
-        for (int64_t i = 0; i < std::min<int64_t>(8, stored.k - 8 * w); ++i) {
-          std::memcpy(block[i], stored.words + 4 * ((8 * w + i) * stored_words + row / 8),
-                      static_cast<size_t>(4 * count));
-        }
-        for (int64_t c = 0; c < kTileRows / 8; c += kLanes) {
-          Words nibbles[8];
-          for (int i = 0; i < 8; ++i) nibbles[i] = load(block[i] + c);
-          transpose_nibbles(nibbles);
-          for (int i = 0; i < 8; ++i) store(tile.words[w - word] + 16 * i + c, nibbles[i]);
-        }
-      }
-      rows.store_tile(tile, row, word, kAwqSlots);
+    std::memcpy(to, stored.words + 4 * (column * stored_words + row / 8),
+                static_cast<size_t>(4 * count));
+  });
+}
+
+Result<Buffer> rows_from_nibbles_along_n(const StoredCodes& stored) {
+  return rows_from_columns(stored, kNibbleSlots, [&](int64_t column, int64_t row, uint8_t* to) {
+    const int64_t begin = column * stored.n + row, count = std::min(kTileRows, stored.n - row);
+    const uint8_t* const from = stored.words + begin / 2;
+    if (begin % 2 == 0) {
+      std::memcpy(to, from, static_cast<size_t>(ceil_div(count, 2)));
+      return;
     }
-  }
-  return rows.take();
+    const int64_t pairs = count / 2;
+    for (int64_t i = 0; i < pairs; ++i) {
+      to[i] = static_cast<uint8_t>(from[i] >> 4 | from[i + 1] << 4);
+    }
+    if (count % 2 != 0) to[pairs] = from[pairs] >> 4;
+  });
 }
 
 Result<Buffer> rows_with_columns(const StoredCodes& stored, int64_t row_bytes,

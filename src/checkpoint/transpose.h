@@ -30,6 +30,10 @@ Result<Buffer> rows_from_words_along_k(const StoredCodes& stored, std::span<cons
 Result<Buffer> rows_from_awq_words(const StoredCodes& stored);
 inline constexpr std::array<uint8_t, 8> kAwqOrder = {0, 2, 4, 6, 1, 3, 5, 7};
 
+/// 4-bit codes [k, n] one after the other, low nibble first: where n is odd, every other row begins
+/// inside a byte.
+Result<Buffer> rows_from_nibbles_along_n(const StoredCodes& stored);
+
 /// Rows that are already along K, `row_bytes` apart, at least ceil(k*bits/8): column j of the
 /// result is column order[j]; an empty order keeps them.
 Result<Buffer> rows_with_columns(const StoredCodes& stored, int64_t row_bytes,

@@ -118,6 +118,20 @@ TEST(Transpose, WordsAlongKBecomeRows) {
   });
 }
 
+TEST(Transpose, NibblesAlongNBecomeRows) {
+  for_all_sizes([&](int bits, int64_t n, int64_t k, uint8_t flip, const Codes& codes) {
+    if (bits == 8) return;
+    std::vector<uint8_t> stored(static_cast<size_t>(ceil_div(n * k, 2)));  // not a byte more
+    for (int64_t at = 0; at < n * k; ++at) {
+      const int code = codes[static_cast<size_t>(at % n)][static_cast<size_t>(at / n)];
+      auto& byte = stored[static_cast<size_t>(at / 2)];
+      byte = static_cast<uint8_t>(byte | code << (4 * (at % 2)));
+    }
+    expect_bytes(rows_from_nibbles_along_n({stored.data(), n, k, 4, flip}),
+                 canonical(codes, {}, 4, flip));
+  });
+}
+
 TEST(Transpose, AwqWordsBecomeRows) {
   const int slots[] = {0, 2, 4, 6, 1, 3, 5, 7};
   for_all_sizes([&](int bits, int64_t n, int64_t k, uint8_t flip, const Codes& codes) {
