@@ -101,3 +101,10 @@ def test_an_unknown_group_exits_2(machine):
     done = setup(machine, "nonsense")
     assert done.returncode == 2
     assert "unknown group 'nonsense'" in done.stderr
+
+
+def test_names_the_cross_compiler_and_the_emulator(machine):
+    done = setup(machine, "aarch64")
+    assert done.returncode == 3
+    packages = done.stdout.split("--no-install-recommends ")[1].split()
+    assert packages == ["g++-aarch64-linux-gnu", "qemu-user", "googletest"]

@@ -366,7 +366,7 @@ static Family family_of_group(int64_t group, int32_t zero_bias) {
   return family_of_type<Kit, kCodes, Config<kTake, Groups::kWide>>(zero_bias);
 }
 
-// Unsigned elements have zeros, signed ones have none; zeros of 0 where a unsigned one has none.
+// Unsigned elements have zeros, signed ones have none (Format::validate).
 template <class Kit>
 static Family family_of(const WeightArgs& w) {
   switch (w.element) {
