@@ -41,6 +41,7 @@ using Action = std::function<Exit()>;
 
 /// Each adds its command to the program; parsing the command's name sets `action`.
 void add_quantize(CLI::App& app, Action& action);
+void add_convert(CLI::App& app, Action& action);
 void add_inspect(CLI::App& app, Action& action);
 void add_verify(CLI::App& app, Action& action);
 void add_plan(CLI::App& app, Action& action);

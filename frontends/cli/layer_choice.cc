@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
-#include <regex>
 #include <string_view>
 
 #include "text.h"
@@ -15,27 +14,6 @@ namespace {
 
 constexpr std::string_view kWeightSuffix = ".weight";
 constexpr std::array<int32_t, 3> kSmallerGroups = {64, 32, 16};
-
-struct Patterns {
-  std::vector<std::regex> list;
-  bool match(const std::string& name) const {
-    return std::any_of(list.begin(), list.end(),
-                       [&](const std::regex& each) { return std::regex_search(name, each); });
-  }
-};
-
-Result<Patterns> compile(const std::vector<std::string>& expressions, const char* option) {
-  Patterns patterns;
-  for (const std::string& expression : expressions) {
-    try {
-      patterns.list.emplace_back(expression);
-    } catch (const std::regex_error& e) {
-      return invalid_argument(
-          fmt::format("{} '{}' is no regular expression: {}", option, expression, e.what()));
-    }
-  }
-  return patterns;
-}
 
 bool is_one_of(std::string_view text, std::initializer_list<std::string_view> list) {
   return std::find(list.begin(), list.end(), text) != list.end();
@@ -66,7 +44,7 @@ bool is_head(const std::string& part) {
 // Sets the group that will be used for [n, k], or says why there is none.
 std::string fit_format(const ChoiceOptions& options, ChosenLayer* chosen) {
   Format& format = chosen->layer.format;
-  format = options.format;
+  format = as_stored(options.format, options.spelling);
   const bool divides = format.group == 0 || chosen->k % format.group == 0;
   // nvfp4, mxfp4 and stored nf4 are their group; the others may shrink theirs.
   const bool fixed = format.scale == DType::kE4M3 || format.scale == DType::kE8M0 ||
@@ -80,7 +58,7 @@ std::string fit_format(const ChoiceOptions& options, ChosenLayer* chosen) {
       }
     }
   }
-  const auto spelling = output_spelling(format, chosen->n, chosen->k);
+  const auto spelling = output_spelling(format, chosen->n, chosen->k, options.spelling);
   if (!spelling.ok()) return spelling.status().message();
   if (divides || chosen->smaller_group) return "";
   if (options.allow_short_group) {
@@ -113,6 +91,35 @@ std::string impossible(const TensorInfo& tensor, const ChoiceOptions& options,
 
 }  // namespace
 
+Result<Patterns> Patterns::compile(const std::vector<std::string>& expressions,
+                                   const char* option) {
+  Patterns patterns;
+  for (const std::string& expression : expressions) {
+    try {
+      patterns.list_.emplace_back(expression);
+    } catch (const std::regex_error& e) {
+      return invalid_argument(
+          fmt::format("{} '{}' is no regular expression: {}", option, expression, e.what()));
+    }
+  }
+  return patterns;
+}
+
+bool Patterns::match(const std::string& name) const {
+  return std::any_of(list_.begin(), list_.end(),
+                     [&](const std::regex& each) { return std::regex_search(name, each); });
+}
+
+Format as_stored(const Format& format, const std::string& spelling) {
+  constexpr int64_t kAnyN = 2, kAnyK = 128;
+  Format stored = format;
+  for (const DType scale : {format.scale, DType::kF16, DType::kF32}) {
+    stored.scale = scale;
+    if (output_spelling(stored, kAnyN, kAnyK, spelling).ok()) return stored;
+  }
+  return format;
+}
+
 std::string default_skip_reason(const std::string& module) {
   const std::vector<std::string> parts = lower_case_parts(module);
   const std::string& last = parts.back();
@@ -128,8 +135,8 @@ std::string default_skip_reason(const std::string& module) {
 
 Result<LayerChoice> choose_layers(std::span<const TensorInfo> tensors,
                                   const ChoiceOptions& options) {
-  NIBBLE_ASSIGN_OR_RETURN(const Patterns include, compile(options.include, "--include"));
-  NIBBLE_ASSIGN_OR_RETURN(const Patterns exclude, compile(options.exclude, "--exclude"));
+  NIBBLE_ASSIGN_OR_RETURN(const Patterns include, Patterns::compile(options.include, "--include"));
+  NIBBLE_ASSIGN_OR_RETURN(const Patterns exclude, Patterns::compile(options.exclude, "--exclude"));
   LayerChoice choice;
   for (const TensorInfo& tensor : tensors) {
     ChosenLayer chosen;
@@ -138,7 +145,7 @@ Result<LayerChoice> choose_layers(std::span<const TensorInfo> tensors,
     const bool asked_for = include.match(tensor.name);
     if (exclude.match(tensor.name)) {
       reason = "--exclude";
-    } else if (!include.list.empty() && !asked_for) {
+    } else if (!include.empty() && !asked_for) {
       reason = "not matched by --include";
     } else if (asked_for && !reason.empty() && chosen.k > 0) {
       return unsupported(fmt::format("{} cannot be quantized to {}: {}", printable(tensor.name),

@@ -2,6 +2,7 @@
 #ifndef NIBBLE_FRONTENDS_CLI_LAYER_CHOICE_H_
 #define NIBBLE_FRONTENDS_CLI_LAYER_CHOICE_H_
 
+#include <regex>
 #include <span>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@ struct ChoiceOptions {
   std::vector<std::string> exclude;
   /// Keep the Format's group even where it does not divide K.
   bool allow_short_group = false;
+  std::string spelling;  ///< as WriteOptions::spelling
 };
 
 struct ChosenLayer {
@@ -41,6 +43,22 @@ struct LayerChoice {
   std::vector<ChosenLayer> chosen;
   std::vector<SkippedTensor> skipped;
 };
+
+/// Regular expressions (ECMAScript), found anywhere in a name.
+class Patterns {
+ public:
+  /// `option` names them in messages. Errors: kInvalidArgument.
+  static Result<Patterns> compile(const std::vector<std::string>& expressions, const char* option);
+  bool match(const std::string& name) const;
+  bool empty() const { return list_.empty(); }
+
+ private:
+  std::vector<std::regex> list_;
+};
+
+/// `format` itself, or where `spelling` does not hold it, the same with the scale dtype that it
+/// holds: int4-g32 is int4-g32:f16 in "gguf" and int4-g32:f32 in "modelopt".
+Format as_stored(const Format& format, const std::string& spelling);
 
 /// Errors: kInvalidArgument (a regular expression that does not parse), and for a tensor that
 /// `include` asks for by name the reason why it cannot be quantized.

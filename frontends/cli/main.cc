@@ -19,6 +19,7 @@ int run(int argc, char** argv) {
              kExitCodesHelp);
   Action action;
   add_quantize(app, action);
+  add_convert(app, action);
   add_inspect(app, action);
   add_verify(app, action);
   add_plan(app, action);

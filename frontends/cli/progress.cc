@@ -50,6 +50,18 @@ void Progress::update(int64_t done) {
   last_draw_ = now;
 }
 
+void CopyProgress::update(int64_t done, int64_t total) {
+  if (!active_) {
+    done_before_ = done;
+    return;
+  }
+  if (bar_ == nullptr) {
+    bar_ = std::make_unique<Progress>("copying the rest", Progress::Unit{"MB", 1e6},
+                                      total - done_before_);
+  }
+  bar_->update(done - done_before_);
+}
+
 void Progress::clear() {
   if (!drawn_) return;
   std::fputs("\r\x1b[K", stderr);

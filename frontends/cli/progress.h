@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <string>
 
 namespace nibble::cli {
@@ -35,6 +36,20 @@ class Progress {
   bool drawn_ = false;
   Clock::time_point start_ = Clock::now();
   Clock::time_point last_draw_ = start_;
+};
+
+/// The last part of writing a checkpoint. The writer reports the bytes of layers too; those have a
+/// progress line of their own, so this one counts what comes after `begin`.
+class CopyProgress {
+ public:
+  void begin() { active_ = true; }
+  void update(int64_t done, int64_t total);  ///< as WriteOptions::progress
+  void clear() { bar_.reset(); }
+
+ private:
+  bool active_ = false;
+  int64_t done_before_ = 0;
+  std::unique_ptr<Progress> bar_;
 };
 
 /// "5 s", "3 min 20 s", "2 h 5 min"

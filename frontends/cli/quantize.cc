@@ -5,12 +5,12 @@
 
 #include <algorithm>
 #include <chrono>
-#include <csignal>
 #include <cstdio>
 #include <map>
 #include <memory>
 
 #include "cli.h"
+#include "interrupt.h"
 #include "layer_choice.h"
 #include "nibble/checkpoint.h"
 #include "progress.h"
@@ -22,7 +22,7 @@ namespace {
 constexpr double kSuspiciousError = 0.5;  // far above what any format does to a trained weight
 
 struct Arguments {
-  std::string in, out, format;
+  std::string in, out, format, spelling;
   std::vector<std::string> include, exclude;
   std::string scales = "mse", mxfp = "smallest-error";
   int threads = 0;
@@ -47,41 +47,6 @@ struct Summary {
   double quantize_seconds = 0;  // in quantize() alone
   double seconds = 0;           // reading, writing and measuring errors included
 };
-
-// The writer reports the bytes of quantized layers too; those have a progress line of their own, so
-// this one counts what comes after them.
-struct CopyProgress {
-  bool active = false;
-  int64_t done_before = 0;
-  std::unique_ptr<Progress> bar;
-
-  void update(int64_t done, int64_t total) {
-    if (!active) {
-      done_before = done;
-      return;
-    }
-    if (bar == nullptr) {
-      bar = std::make_unique<Progress>("copying the rest", Progress::Unit{"MB", 1e6},
-                                       total - done_before);
-    }
-    bar->update(done - done_before);
-  }
-};
-
-volatile std::sig_atomic_t interrupted = 0;
-
-void on_signal(int) { interrupted = 1; }
-
-// From here on the first Ctrl-C ends the work between two layers, so that the temporary directory
-// is removed; a second one ends the process at once.
-void catch_interrupts() {
-  struct sigaction action = {};
-  action.sa_handler = on_signal;
-  action.sa_flags = SA_RESETHAND;
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
-  sigaction(SIGHUP, &action, nullptr);
-}
 
 ScaleRule scale_rule(const std::string& name) {
   return name == "absmax" ? ScaleRule::kAbsmax : ScaleRule::kMse;
@@ -147,7 +112,8 @@ void warn_about_choice(const LayerChoice& choice, const std::string& spelling) {
 }
 
 Status check_arguments(const Arguments& args) {
-  if (args.out.ends_with(".safetensors")) {
+  if (args.out.ends_with(".safetensors") ||
+      (args.out.ends_with(".gguf") && args.spelling != "gguf")) {
     return invalid_argument("OUT is a directory; '" + args.out + "' looks like a file");
   }
   return ok_status();
@@ -167,7 +133,7 @@ Result<LayerResult> quantize_layer(const Arguments& args, const Checkpoint& sour
   QuantizeOptions options;
   options.scales = scale_rule(args.scales);
   options.mxfp = mxfp_rule(args.mxfp);
-  // compressed-tensors divides by the tensor scale it stores.
+  // compressed-tensors divides by the tensor scale it stores, modelopt multiplies.
   if (writer->spelling() == "compressed-tensors") options.tensor_scale_op = TensorScaleOp::kDivide;
   options.pool = pool;
   options.name = chosen.tensor;
@@ -267,7 +233,7 @@ Result<Summary> quantize_all(const Arguments& args, const Checkpoint& source,
   for (const ChosenLayer& each : choice.chosen) total_weights += each.n * each.k;
   Progress progress("quantizing", {"M weights", 1e6}, total_weights);
   for (const ChosenLayer& each : choice.chosen) {
-    if (interrupted != 0) return io_error("interrupted");
+    if (interrupted()) return io_error("interrupted");
     NIBBLE_ASSIGN_OR_RETURN(const LayerResult result,
                             quantize_layer(args, source, each, pool.get(), writer, &summary));
     summary.layers.push_back(result);
@@ -279,8 +245,8 @@ Result<Summary> quantize_all(const Arguments& args, const Checkpoint& source,
   progress.clear();
   for (const TensorInfo& each : source.tensors()) summary.checkpoint_before += each.bytes;
   summary.checkpoint_after = writer->total_bytes();
-  if (interrupted != 0) return io_error("interrupted");
-  copying->active = true;
+  if (interrupted()) return io_error("interrupted");
+  copying->begin();
   NIBBLE_RETURN_IF_ERROR(writer->finish());
   summary.seconds = seconds_since(start);
   return summary;
@@ -293,6 +259,7 @@ Status quantize_checkpoint(const Arguments& args) {
   choice_options.include = args.include;
   choice_options.exclude = args.exclude;
   choice_options.allow_short_group = args.allow_short_group;
+  choice_options.spelling = args.spelling;
   NIBBLE_ASSIGN_OR_RETURN(const Checkpoint source, Checkpoint::open(args.in));
   NIBBLE_RETURN_IF_ERROR(check_source(source));
   NIBBLE_ASSIGN_OR_RETURN(const LayerChoice choice,
@@ -307,6 +274,7 @@ Status quantize_checkpoint(const Arguments& args) {
   for (const ChosenLayer& each : choice.chosen) plan.push_back(each.layer);
   WriteOptions write_options;
   write_options.overwrite = args.overwrite;
+  write_options.spelling = args.spelling;
   CopyProgress copying;
   write_options.progress = [&copying](int64_t done, int64_t total) { copying.update(done, total); };
   NIBBLE_ASSIGN_OR_RETURN(CheckpointWriter writer,
@@ -314,7 +282,7 @@ Status quantize_checkpoint(const Arguments& args) {
   warn_about_choice(choice, writer.spelling());
   NIBBLE_ASSIGN_OR_RETURN(const Summary summary,
                           quantize_all(args, source, choice, &writer, &copying));
-  copying.bar.reset();
+  copying.clear();
   if (const LayerResult& worst = worst_layer(summary);
       !(worst.relative_error <= kSuspiciousError)) {
     warn(fmt::format("{} has relative error {:.3g}; is it a weight at all?",
@@ -330,7 +298,7 @@ Status quantize_checkpoint(const Arguments& args) {
 
 Exit run_quantize(const Arguments& args) {
   const Status status = quantize_checkpoint(args);
-  if (interrupted != 0 && !status.ok()) {
+  if (interrupted() && !status.ok()) {
     fail(status);
     return Exit::kInterrupted;
   }
@@ -350,6 +318,7 @@ void add_quantize(CLI::App& app, Action& action) {
       "it is complete.",
       {"nibble quantize model/ model-int4/ --format int4-g128",
        "nibble quantize model/ out/ --format nvfp4 --exclude 'layers\\.0\\.'",
+       "nibble quantize model/ out/ --format nvfp4 --to modelopt",
        "nibble quantize model.safetensors out/ --format mxfp4 --mxfp ocp --json"}};
   CLI::App* command = add_command(app, "quantize", help);
   auto args = std::make_shared<Arguments>();
@@ -361,6 +330,10 @@ void add_quantize(CLI::App& app, Action& action) {
                    "int4-g128, uint4-g128, int8-g128, int8-channel, nvfp4, mxfp4, fp4-g32, nf4-g64 "
                    "and other groups (g16, g32, g64, g128, channel)")
       ->required();
+  command
+      ->add_option("--to", args->spelling,
+                   "how it is written (default: compressed-tensors, or what the format needs)")
+      ->check(CLI::IsMember({"compressed-tensors", "modelopt", "gguf", "bitsandbytes", "nibble"}));
   command
       ->add_option("--include", args->include,
                    "quantize exactly the tensors whose name matches RE (may repeat)")

@@ -9,9 +9,9 @@
 
 #include "cli.h"
 #include "nibble/checkpoint.h"
-#include "nibble/quantize.h"
 #include "progress.h"
 #include "text.h"
+#include "weight_rows.h"
 
 namespace nibble::cli {
 namespace {
@@ -30,7 +30,8 @@ struct Arguments {
 struct LayerError {
   std::string name;
   std::string format;
-  double error = 0;  // NaN where the values cannot be compared as numbers
+  double error = 0;        // NaN where the values cannot be compared as numbers
+  bool identical = false;  // the same bits
 };
 
 struct Comparison {
@@ -39,48 +40,53 @@ struct Comparison {
   int64_t identical_tensors = 0;      // those outside the layers
 };
 
-// A layer's weight in the reference, as a float matrix that `storage` keeps alive.
-struct Reference {
-  TensorView view;
-  Buffer storage;
-};
-
-Result<Reference> reference_weight(const Checkpoint& against, const std::string& layer) {
-  Reference reference;
-  if (against.find_layer(layer) != nullptr) {
-    NIBBLE_ASSIGN_OR_RETURN(const QuantizedTensor q, against.load(layer));
-    NIBBLE_ASSIGN_OR_RETURN(reference.storage,
-                            Buffer::allocate(q.n * q.k * dtype_bytes(DType::kF32)));
-    auto* values = reinterpret_cast<float*>(reference.storage.mutable_data());
-    q.dequantize(0, q.n, values);
-    reference.view = {values, DType::kF32, {q.n, q.k}};
-    return reference;
+// Ok with the layer's error, or the sentence why it cannot be compared. `layer` is quantized in one
+// of the two at least.
+Result<LayerError> compare_layer(const Checkpoint& checkpoint, const std::string& layer,
+                                 const Checkpoint& against, ThreadPool* pool) {
+  LayerError result{layer, "", 0, false};
+  if (const LayerInfo* info = checkpoint.find_layer(layer); info != nullptr) {
+    NIBBLE_RETURN_IF_ERROR(Status(info->status));
+    result.format = info->dense_only.empty() ? info->format.name() : "dense only";
+  } else if (const TensorInfo* tensor = float_weight(checkpoint, layer); tensor != nullptr) {
+    result.format = tensor->dtype_name;
   }
-  NIBBLE_ASSIGN_OR_RETURN(Tensor tensor, against.tensor(layer + ".weight"));
-  reference.view = tensor.view;
-  reference.storage = tensor.bytes;
-  return reference;
+  NIBBLE_ASSIGN_OR_RETURN(const DenseRows weight, weight_of(checkpoint, layer));
+  NIBBLE_ASSIGN_OR_RETURN(const DenseRows reference, weight_of(against, layer));
+  NIBBLE_ASSIGN_OR_RETURN(const WeightDifference difference,
+                          compare_weights(weight, reference, pool));
+  result.error = difference.relative_error;
+  result.identical = difference.identical;
+  return result;
 }
 
-// Ok with the layer's error, or the sentence why it cannot be compared.
-Result<LayerError> compare_layer(const Checkpoint& checkpoint, const LayerInfo& layer,
-                                 const Checkpoint& against, ThreadPool* pool) {
-  NIBBLE_RETURN_IF_ERROR(Status(layer.status));
-  NIBBLE_ASSIGN_OR_RETURN(const Reference reference, reference_weight(against, layer.name));
-  if (reference.view.shape != std::vector<int64_t>{layer.n, layer.k}) {
-    return invalid_argument(fmt::format("its shape [{}, {}] is {} in {}", layer.n, layer.k,
-                                        shape_text(reference.view.shape), against.path()));
+// The layers to compare, in the checkpoint's order: its own, then those that only the reference has
+// quantized and the checkpoint holds as floats.
+std::vector<std::string> layers_to_compare(const Checkpoint& checkpoint,
+                                           const Checkpoint& against) {
+  std::vector<std::string> names;
+  for (const LayerInfo& layer : checkpoint.layers()) names.push_back(layer.name);
+  for (const LayerInfo& layer : against.layers()) {
+    if (checkpoint.find_layer(layer.name) == nullptr &&
+        float_weight(checkpoint, layer.name) != nullptr) {
+      names.push_back(layer.name);
+    }
   }
-  NIBBLE_ASSIGN_OR_RETURN(const QuantizedTensor q, checkpoint.load(layer.name));
-  LayerError result{layer.name, layer.format.name(), 0};
-  NIBBLE_ASSIGN_OR_RETURN(result.error, relative_error(q, reference.view, pool));
-  return result;
+  return names;
+}
+
+// Containers name types in their own ways, and GGUF has no tensor without dimensions.
+bool same_kind(const TensorInfo& a, const TensorInfo& b) {
+  const bool same_dtype = a.dtype && b.dtype ? *a.dtype == *b.dtype : a.dtype_name == b.dtype_name;
+  const bool one_value =
+      a.shape.size() + b.shape.size() == 1 && (a.shape.empty() ? b.shape[0] : a.shape[0]) == 1;
+  return same_dtype && (a.shape == b.shape || one_value);
 }
 
 // Empty when both hold the same bytes under the same shape and type.
 Result<std::string> difference(const Checkpoint& checkpoint, const TensorInfo& tensor,
                                const Checkpoint& against, const TensorInfo& other) {
-  if (tensor.dtype_name != other.dtype_name || tensor.shape != other.shape) {
+  if (!same_kind(tensor, other)) {
     return fmt::format("{} is {} {} in {}", tensor.name, other.dtype_name, shape_text(other.shape),
                        against.path());
   }
@@ -95,9 +101,13 @@ Result<std::string> difference(const Checkpoint& checkpoint, const TensorInfo& t
 
 // Tensors outside the layers must be the same; those of the reference must all have a counterpart.
 Status compare_others(const Checkpoint& checkpoint, const Checkpoint& against, Comparison* result) {
-  std::set<std::string> accounted;
+  std::set<std::string> accounted, compared;
   for (const LayerInfo& layer : checkpoint.layers()) {
     accounted.insert(layer.tensors.begin(), layer.tensors.end());
+  }
+  for (const std::string& layer : layers_to_compare(checkpoint, against)) {
+    compared.insert(layer);
+    if (checkpoint.find_layer(layer) == nullptr) accounted.insert(layer + ".weight");
   }
   for (const TensorInfo& tensor : checkpoint.tensors()) {
     if (accounted.contains(tensor.name)) continue;
@@ -116,7 +126,7 @@ Status compare_others(const Checkpoint& checkpoint, const Checkpoint& against, C
   std::set<std::string> reference_layers;
   for (const LayerInfo& layer : against.layers()) {
     reference_layers.insert(layer.tensors.begin(), layer.tensors.end());
-    if (checkpoint.find_layer(layer.name) == nullptr) {
+    if (!compared.contains(layer.name)) {
       result->problems.push_back(
           fmt::format("layer {} is not in {}", layer.name, checkpoint.path()));
     }
@@ -140,16 +150,21 @@ Result<Comparison> compare(const Arguments& args) {
   const std::unique_ptr<ThreadPool> pool = make_thread_pool(args.threads);
   Comparison result;
   int64_t total = 0, done = 0;
-  for (const LayerInfo& layer : checkpoint.layers()) total += layer.stored_bytes;
+  const std::vector<std::string> names = layers_to_compare(checkpoint, against);
+  const auto stored_bytes = [&](const std::string& name) {
+    const LayerInfo* layer = checkpoint.find_layer(name);
+    return layer != nullptr ? layer->stored_bytes : checkpoint.find(name + ".weight")->bytes;
+  };
+  for (const std::string& name : names) total += stored_bytes(name);
   Progress progress("comparing", {"MB", 1e6}, total);
-  for (const LayerInfo& layer : checkpoint.layers()) {
-    auto compared = compare_layer(checkpoint, layer, against, pool.get());
+  for (const std::string& name : names) {
+    auto compared = compare_layer(checkpoint, name, against, pool.get());
     if (compared.ok()) {
       result.layers.push_back(std::move(compared).value());
     } else {
-      result.problems.push_back(layer.name + ": " + compared.status().message());
+      result.problems.push_back(name + ": " + compared.status().message());
     }
-    done += layer.stored_bytes;
+    done += stored_bytes(name);
     progress.update(done);
   }
   progress.clear();
@@ -169,6 +184,11 @@ double mean_error(const Comparison& comparison) {
   return comparison.layers.empty() ? 0 : sum / static_cast<double>(comparison.layers.size());
 }
 
+int64_t identical_layers(const Comparison& comparison) {
+  return std::count_if(comparison.layers.begin(), comparison.layers.end(),
+                       [](const LayerError& each) { return each.identical; });
+}
+
 std::vector<LayerError> worst_layers(const Comparison& comparison, int count) {
   std::vector<LayerError> sorted = comparison.layers;
   std::stable_sort(sorted.begin(), sorted.end(), [](const LayerError& a, const LayerError& b) {
@@ -181,7 +201,10 @@ std::vector<LayerError> worst_layers(const Comparison& comparison, int count) {
 Json errors_json(const std::vector<LayerError>& layers) {
   Json json = Json::array();
   for (const LayerError& each : layers) {
-    json.push_back({{"name", each.name}, {"format", each.format}, {"relative_error", each.error}});
+    json.push_back({{"name", each.name},
+                    {"format", each.format},
+                    {"relative_error", each.error},
+                    {"identical", each.identical}});
   }
   return json;
 }
@@ -195,6 +218,7 @@ void print_as_json(const Arguments& args, const Comparison& comparison) {
   json["layers"] = errors_json(comparison.layers);
   json["mean_relative_error"] = mean_error(comparison);
   json["worst_layers"] = errors_json(worst_layers(comparison, args.worst));
+  json["identical_layers"] = identical_layers(comparison);
   json["identical_tensors"] = comparison.identical_tensors;
   json["problems"] = comparison.problems;
   print_json(json);
@@ -206,8 +230,11 @@ void print_as_text(const Arguments& args, const Comparison& comparison) {
     table.add_row({printable(each.name), each.format, fmt::format("{:.5f}", each.error)});
   }
   if (!table.empty()) table.print();
-  fmt::print("{} layers, mean relative error {:.5f}; {} other tensors are identical\n",
-             comparison.layers.size(), mean_error(comparison), comparison.identical_tensors);
+  fmt::print(
+      "{} layers, mean relative error {:.5f}, {} identical bit for bit; {} other tensors are "
+      "identical\n",
+      comparison.layers.size(), mean_error(comparison), identical_layers(comparison),
+      comparison.identical_tensors);
   const std::vector<LayerError> worst = worst_layers(comparison, args.worst);
   if (!worst.empty()) fmt::print("worst:\n");
   for (const LayerError& each : worst) {
@@ -240,16 +267,19 @@ Exit run_verify(const Arguments& args) {
 
 void add_verify(CLI::App& app, Action& action) {
   const CommandHelp help = {
-      "Compare a quantized checkpoint with its original",
-      "Prints the relative error |A - B| / |B| (Frobenius) of every quantized layer and compares\n"
-      "the bytes of every other tensor. Fails (exit 1) when a layer is above --max-error or "
+      "Compare a checkpoint with its original",
+      "Prints the relative error |A - B| / |B| (Frobenius) of every layer that A or B holds\n"
+      "quantized, in whatever spelling, after dequantizing both (times pre_scale), and compares\n"
+      "the bytes of every other tensor. Layers meet by name. Fails (exit 1) when a layer is above "
+      "--max-error or "
       "cannot\n"
       "be compared, or another tensor differs or is missing.",
       {"nibble verify model-int4/ --against model/",
-       "nibble verify out/ --against model/ --max-error 0.15 --json"}};
+       "nibble verify out/ --against model/ --max-error 0.15 --json",
+       "nibble verify model-ct/ --against model-gptq/ --max-error 0"}};
   CLI::App* command = add_command(app, "verify", help);
   auto args = std::make_shared<Arguments>();
-  command->add_option("A", args->path, "quantized checkpoint")->required();
+  command->add_option("A", args->path, "checkpoint in any spelling")->required();
   command->add_option("--against", args->against, "original: float, or quantized another way")
       ->required();
   command->add_option("--max-error", args->max_error, "largest allowed relative error of a layer")

@@ -72,6 +72,8 @@ struct DenseRows {
   /// Writes rows [begin, end) in original column order to `out`, (end - begin) * k floats. From any
   /// thread.
   std::function<Status(int64_t begin, int64_t end, float* out)> read;
+  /// [k]: y = W (x * pre_scale), not part of the rows that `read` gives. Empty: none.
+  std::vector<float> pre_scale = {};
 };
 
 /// An opened checkpoint: one .safetensors, .gguf or .onnx file, or a directory with
@@ -133,39 +135,64 @@ class Checkpoint {
   std::shared_ptr<const Impl> impl_;
 };
 
-/// A layer that a CheckpointWriter is going to store quantized: the module's name ("a.b.up_proj",
-/// without ".weight") and the Format it will have.
+/// A layer that a CheckpointWriter is going to store: the module's name ("a.b.up_proj", without
+/// ".weight") and the Format it will have.
 struct PlannedLayer {
   std::string name;
-  Format format;
+  Format format = {};
+  /// The weight comes with a pre_scale; "modelopt" alone stores one.
+  bool pre_scale = false;
+  /// F32, F16 or BF16: the layer becomes a plain matrix `name`.weight, and `format` means nothing.
+  /// For layers that the source holds quantized, in any spelling.
+  std::optional<DType> dense = std::nullopt;
 };
 
-/// The spelling in which an [n, k] weight of `format` is written: "compressed-tensors" for integers
-/// with integer or no zeros, nvfp4 and mxfp4; "bitsandbytes" for nf4; "nibble" for every other fp4
-/// (only Nibble reads it).
+/// The spelling in which an [n, k] weight of `format` is written. Of itself: "compressed-tensors"
+/// for integers with integer or no zeros, nvfp4 and mxfp4; "bitsandbytes" for nf4; "nibble" for
+/// every other fp4 (only Nibble reads it). When `spelling` names one: that one. "modelopt" holds
+/// nvfp4, mxfp4 and int4 with f32 scales; "gguf" int4-g32:f16 (Q4_0), int8-g32:f16 (Q8_0), mxfp4.
 /// Errors: kUnsupported with the rule that the weight breaks (nf4 whose block does not divide k, an
-/// odd k of an fp4 format, zeros that are not integers, …).
-Result<std::string> output_spelling(const Format& format, int64_t n, int64_t k);
+/// odd k of an fp4 format, zeros that are not integers, …), kInvalidArgument (no such spelling).
+Result<std::string> output_spelling(const Format& format, int64_t n, int64_t k,
+                                    std::string_view spelling = "");
+
+/// The same weight in parts that `spelling` stores: it dequantizes to the same bits and has the
+/// same pre_scale, which is not taken on trust but compared value by value. Zero points that are
+/// all the middle one are dropped, tensor scales multiplied into the scales or expressed by the
+/// other operation, groups split, columns put back into their original order, where that is exact.
+/// Errors: kUnsupported with the reason why no exact form was found, kInvalidArgument (no such
+/// spelling, a weight that is not valid), kOutOfMemory.
+Result<QuantizedTensor> convert_exactly(const QuantizedTensor& q, std::string_view spelling,
+                                        ThreadPool* pool = nullptr);
 
 struct WriteOptions {
-  bool overwrite = false;  ///< replace a directory that exists and is not empty
+  /// "compressed-tensors", "modelopt", "gguf", "bitsandbytes" or "nibble"; "dense": no layer is
+  /// quantized; empty: the one that output_spelling names.
+  std::string spelling;
+  bool overwrite = false;  ///< replace a directory that exists and is not empty, or a file
   /// Largest safetensors file; a single larger tensor gets a file of its own.
   int64_t max_shard_bytes = 5'000'000'000;
   /// Called after each written piece with the bytes done and the bytes in total. Optional.
   std::function<void(int64_t done, int64_t total)> progress;
 };
 
-/// Writes a checkpoint in which some layers are quantized and everything else of the source — other
-/// tensors, files, keys of config.json — is the same bit for bit. Everything goes to a temporary
-/// directory beside the target, which `finish` renames; until then, and after any error, the target
-/// is as it was. All files have their final size from the start, so a full disk shows up early.
+/// Writes a checkpoint in which some layers are quantized, or made dense, and everything else of
+/// the source — other tensors, files, keys of config.json — is the same bit for bit. Only what
+/// describes the source's own quantization goes: `quantization_config`, hf_quant_config.json,
+/// quantize_config.json and quant_config.json. Tensors of a GGUF or ONNX source keep name, shape
+/// and values. Everything goes to a temporary directory beside the target, which `finish` renames;
+/// until then, and after any error, the target is as it was. All files have their final size from
+/// the start, so a full disk shows up early.
 class CheckpointWriter {
  public:
   /// Checks the plan, lays out all files and reserves their space. A layer's stored tensors in the
   /// source (`name`.weight, or those of its LayerInfo) are replaced; n and k are the source's.
+  /// `out` is a directory; for "gguf" one that gets model.gguf, or, where it ends in ".gguf", that
+  /// file alone.
   /// Errors: kInvalidArgument (no such layer, not a float matrix, named twice, `out` exists and is
   /// not empty, `out` lies inside the source or the reverse), kUnsupported (layers of different
-  /// spellings, a source with quantized layers outside the plan, a Format with no spelling), kIo.
+  /// spellings, a source with quantized layers outside the plan, a Format with no spelling, a
+  /// tensor whose type the output's files have not), kIo.
   static Result<CheckpointWriter> create(const Checkpoint& source, const std::string& out,
                                          std::span<const PlannedLayer> plan,
                                          const WriteOptions& options = {});
@@ -174,19 +201,26 @@ class CheckpointWriter {
   ~CheckpointWriter();  ///< removes the temporary directory unless `finish` succeeded
 
   /// Stores the weight of one planned layer. Once per layer, in any order, from any thread; holds
-  /// at most a few MB beside `q`. A tensor scale that multiplies is stored by compressed-tensors as
-  /// its rounded reciprocal, because that spelling divides.
-  /// Errors: kInvalidArgument (not planned, written before, other format or shape than planned),
-  /// kUnsupported (pre_scale, k_perm or several tensor scales, which these spellings cannot hold).
+  /// at most a few MB beside `q`.
+  /// Errors: kInvalidArgument (not planned, written before, other format or shape than planned, a
+  /// pre_scale that was not planned or the reverse), kUnsupported (k_perm, several tensor scales, a
+  /// tensor scale of the other operation than the spelling's: compressed-tensors divides, modelopt
+  /// multiplies; see convert_exactly).
   Status write_quantized(std::string_view name, const QuantizedTensor& q);
+
+  /// Stores one layer that is planned dense: its rows times its pre_scale in FP32, rounded to the
+  /// planned dtype. Otherwise as write_quantized; a few MB of rows are in memory at a time.
+  Status write_dense(std::string_view name, const DenseRows& rows);
 
   /// Copies every other tensor and file, writes config.json and the index, syncs, and renames.
   /// Errors: kInvalidArgument when a planned layer was not written, kIo.
   Status finish();
 
-  const std::string& spelling() const;
+  const std::string& spelling() const;          ///< "dense" when no layer is quantized
   std::span<const std::string> shards() const;  ///< file names of the output
   int64_t total_bytes() const;                  ///< of all output tensors
+  /// The source's files that describe its own quantization and are not carried over.
+  std::span<const std::string> dropped_files() const;
 
  private:
   struct Impl;

@@ -329,7 +329,7 @@ std::string state_text(const LayerSpec& layer) {
 }
 
 std::vector<TensorInfo> tensors(const LayerSpec& layer) {
-  const auto& [name, format, n, k, source_dtype] = layer;
+  const auto& [name, format, n, k, source_dtype, pre_scale] = layer;
   return {
       output_tensor(name, kWeight, DType::kU8, {n * k / 2, 1}),
       output_tensor(name, kAbsmax, DType::kF32, {n * format.groups(k)}),

@@ -321,10 +321,12 @@ Result<DenseRows> Checkpoint::dense_rows(std::string_view name) const {
   }
   NIBBLE_ASSIGN_OR_RETURN(QuantizedTensor q, load(name));
   const auto weight = std::make_shared<const QuantizedTensor>(std::move(q));
-  return DenseRows{weight->n, weight->k, [weight](int64_t begin, int64_t end, float* out) {
+  return DenseRows{weight->n, weight->k,
+                   [weight](int64_t begin, int64_t end, float* out) {
                      weight->dequantize(begin, end, out);
                      return ok_status();
-                   }};
+                   },
+                   weight->pre_scale};
 }
 
 }  // namespace nibble

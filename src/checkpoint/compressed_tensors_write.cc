@@ -46,7 +46,7 @@ Status check(const LayerSpec& layer) {
 int64_t words(int64_t fields, int bits) { return ceil_div(fields * bits, 32); }
 
 std::vector<TensorInfo> tensors(const LayerSpec& layer) {
-  const auto& [name, format, n, k, source_dtype] = layer;
+  const auto& [name, format, n, k, source_dtype, pre_scale] = layer;
   const int64_t groups = format.groups(k);
   if (is_integer(format.element)) {
     std::vector<TensorInfo> out = {
@@ -68,19 +68,6 @@ std::vector<TensorInfo> tensors(const LayerSpec& layer) {
     out.push_back(output_tensor(name, "weight_global_scale", DType::kF32, {1}));
   }
   return out;
-}
-
-/// The divisor that stands for the weight's tensor scale.
-Result<float> global_scale(const QuantizedTensor& q) {
-  if (q.tensor_scales.empty()) return 1.0f;
-  if (q.tensor_scales.size() > 1) {
-    return unsupported(std::to_string(q.tensor_scales.size()) +
-                       " tensor scales; compressed-tensors holds one a layer");
-  }
-  const float value = q.tensor_scales[0].value;
-  const float divisor = q.tensor_scale_op == TensorScaleOp::kDivide ? value : 1.0f / value;
-  if (std::isfinite(divisor) && divisor != 0) return divisor;
-  return unsupported("the tensor scale " + std::to_string(value) + " has no finite reciprocal");
 }
 
 Status append_values(TensorSink& sink, size_t index, const void* data, size_t bytes) {
@@ -151,8 +138,13 @@ Status encode(const LayerSpec& layer, const QuantizedTensor& q, TensorSink& sink
   }
   NIBBLE_RETURN_IF_ERROR(sink.append(0, q.codes.span()));
   NIBBLE_RETURN_IF_ERROR(sink.append(1, q.scales.span()));
-  NIBBLE_ASSIGN_OR_RETURN(const float divisor, global_scale(q));
-  if (is_nvfp4(layer.format)) return append_values(sink, 2, &divisor, sizeof(divisor));
+  const float divisor = q.tensor_scales.empty() ? 1.0f : q.tensor_scales[0].value;
+  if (is_nvfp4(layer.format)) {
+    if (!std::isfinite(divisor) || divisor == 0) {
+      return unsupported("the tensor scale " + std::to_string(divisor) + " cannot divide");
+    }
+    return append_values(sink, 2, &divisor, sizeof(divisor));
+  }
   if (divisor == 1.0f) return {};
   return unsupported("mxfp4-pack-quantized has no place for the tensor scale " +
                      std::to_string(divisor));
@@ -231,6 +223,7 @@ OrderedJson config(std::span<const LayerSpec> layers, std::span<const std::strin
 
 extern const WriteSpelling kWriteCompressedTensors;
 const WriteSpelling kWriteCompressedTensors = {
-    "compressed-tensors", takes, check, tensors, encode, config};
+    "compressed-tensors",  takes, check, tensors, encode, config, "safetensors",
+    TensorScaleOp::kDivide};
 
 }  // namespace nibble::checkpoint

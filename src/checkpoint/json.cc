@@ -109,21 +109,26 @@ const Json& member(const Json& object, const char* key) {
   return found == object.end() ? kNull : *found;
 }
 
-std::string with_member(std::string_view text, const std::string& key, const OrderedJson& value) {
-  // The value as it stands inside a document indented by two.
-  std::string dumped = value.dump(2);
-  for (size_t i = 0; (i = dumped.find('\n', i)) != std::string::npos; i += 3) {
-    dumped.insert(i + 1, "  ");
-  }
-  const std::string entry = Json(key).dump() + ": " + dumped;
-  const size_t open = text.find('{');
-  if (open == std::string_view::npos) return "{\n  " + entry + "\n}\n";
+namespace {
 
-  size_t entry_begin = open + 1, last = open;  // last: the last character that is no space
+/// Where the top level of an object's text has a key.
+struct MemberText {
+  bool found = false;
+  size_t key_begin = 0, value_end = 0;   ///< from the key's quote to after the value
+  size_t open = std::string_view::npos;  ///< the opening brace
+  size_t last = 0;   ///< the last character before the closing brace that is no space
+  size_t close = 0;  ///< the closing brace; 0 in what is no object
+};
+
+MemberText find_member(std::string_view text, const std::string& key) {
+  MemberText out;
+  out.open = text.find('{');
+  if (out.open == std::string_view::npos) return out;
+  size_t entry_begin = out.open + 1, last = out.open;
   bool in_key = true;
   std::string current;
   int depth = 0;
-  for (size_t i = open; i < text.size(); ++i) {
+  for (size_t i = out.open; i < text.size(); ++i) {
     const char c = text[i];
     if (c == '"') {
       const size_t end = string_end(text, i);
@@ -139,14 +144,14 @@ std::string with_member(std::string_view text, const std::string& key, const Ord
     const bool closes = c == '}' || c == ']';
     if (depth == 1 && (c == ',' || closes)) {
       if (!in_key && current == key) {
-        const size_t value_end = last + 1;
-        return std::string(text.substr(0, entry_begin)) + entry +
-               std::string(text.substr(value_end));
+        out.found = true;
+        out.key_begin = entry_begin;
+        out.value_end = last + 1;
       }
       if (closes) {
-        const std::string_view comma = last == open ? "" : ",";
-        return std::string(text.substr(0, last + 1)) + std::string(comma) + "\n  " + entry + "\n" +
-               std::string(text.substr(i));
+        out.last = last;
+        out.close = i;
+        return out;
       }
       in_key = true;
     }
@@ -154,7 +159,48 @@ std::string with_member(std::string_view text, const std::string& key, const Ord
     if (depth == 1 && c == ':') in_key = false;
     if (c != ' ' && c != '\n' && c != '\r' && c != '\t') last = i;
   }
-  return std::string(text);  // not an object: callers check that first
+  return out;
+}
+
+}  // namespace
+
+std::string with_member(std::string_view text, const std::string& key, const OrderedJson& value) {
+  // The value as it stands inside a document indented by two.
+  std::string dumped = value.dump(2);
+  for (size_t i = 0; (i = dumped.find('\n', i)) != std::string::npos; i += 3) {
+    dumped.insert(i + 1, "  ");
+  }
+  const std::string entry = Json(key).dump() + ": " + dumped;
+  const MemberText place = find_member(text, key);
+  if (place.open == std::string_view::npos) return "{\n  " + entry + "\n}\n";
+  if (place.found) {
+    return std::string(text.substr(0, place.key_begin)) + entry +
+           std::string(text.substr(place.value_end));
+  }
+  if (place.close == 0) return std::string(text);  // not an object: callers check that first
+  const std::string_view comma = place.last == place.open ? "" : ",";
+  return std::string(text.substr(0, place.last + 1)) + std::string(comma) + "\n  " + entry + "\n" +
+         std::string(text.substr(place.close));
+}
+
+std::string without_member(std::string_view text, const std::string& key) {
+  const MemberText place = find_member(text, key);
+  if (!place.found) return std::string(text);
+  const auto is_space = [](char c) { return c == ' ' || c == '\n' || c == '\r' || c == '\t'; };
+  // With the entry goes one comma: the one before it, or for a first entry the one after it.
+  size_t begin = place.key_begin, end = place.value_end;
+  while (begin > place.open + 1 && is_space(text[begin - 1])) --begin;
+  if (text[begin - 1] == ',') {
+    --begin;
+  } else {
+    while (is_space(text[end])) ++end;
+    if (text[end] == ',') {
+      ++end;
+    } else {
+      end = place.value_end;
+    }
+  }
+  return std::string(text.substr(0, begin)) + std::string(text.substr(end));
 }
 
 std::string shown(std::string_view name) {

@@ -30,6 +30,10 @@ const Json& member(const Json& object, const char* key);
 /// stays. An empty text counts as {}.
 std::string with_member(std::string_view text, const std::string& key, const OrderedJson& value);
 
+/// The text of a valid JSON object without `key` at the top level; every other value stays byte for
+/// byte. A text without the key is returned as it is.
+std::string without_member(std::string_view text, const std::string& key);
+
 /// A name for a message: in single quotes, control characters and bytes past ASCII escaped, at most
 /// 200 bytes of it.
 std::string shown(std::string_view name);

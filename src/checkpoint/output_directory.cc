@@ -53,16 +53,24 @@ std::string parent_of(const std::string& path) {
 }  // namespace
 
 Result<std::unique_ptr<OutputDirectory>> OutputDirectory::create(const std::string& target,
-                                                                 bool overwrite) {
+                                                                 bool overwrite, Kind kind) {
   std::unique_ptr<OutputDirectory> out(new OutputDirectory);
   out->overwrite_ = overwrite;
+  out->kind_ = kind;
   std::error_code error;
   // The link's target is replaced, not the link; a trailing slash means nothing.
   fs::path resolved = fs::weakly_canonical(fs::absolute(target, error), error);
   if (error || target.empty()) return io_error("'" + target + "': " + error.message());
   if (!resolved.has_filename()) resolved = resolved.parent_path();
   out->target_ = resolved.string();
-  if (fs::exists(out->target_, error)) {
+  if (fs::exists(out->target_, error) && kind == Kind::kFile) {
+    if (!fs::is_regular_file(out->target_, error)) {
+      return invalid_argument(target + " exists and is not a file");
+    }
+    if (!overwrite) {
+      return invalid_argument(target + " exists; overwriting was not asked for");
+    }
+  } else if (fs::exists(out->target_, error)) {
     if (!fs::is_directory(out->target_, error)) {
       return invalid_argument(target + " exists and is not a directory");
     }
@@ -88,8 +96,19 @@ OutputDirectory::~OutputDirectory() {
   fs::remove_all(temporary_, ignored);
 }
 
+Status OutputDirectory::publish_file() {
+  // rename(2) replaces a file in one step.
+  if (::rename(file(target_name()).c_str(), target_.c_str()) != 0) return errno_status(target_);
+  NIBBLE_RETURN_IF_ERROR(sync_path(parent_of(target_)));
+  std::error_code ignored;
+  fs::remove_all(temporary_, ignored);
+  published_ = true;
+  return {};
+}
+
 Status OutputDirectory::publish() {
   NIBBLE_RETURN_IF_ERROR(sync_tree(temporary_));
+  if (kind_ == Kind::kFile) return publish_file();
   const std::string parent = parent_of(target_);
   // rename(2) replaces nothing, or an empty directory.
   if (::rename(temporary_.c_str(), target_.c_str()) == 0) {

@@ -1,4 +1,4 @@
-// A directory that appears complete or not at all.
+// A directory, or one file, that appears complete or not at all.
 #ifndef NIBBLE_CHECKPOINT_OUTPUT_DIRECTORY_H_
 #define NIBBLE_CHECKPOINT_OUTPUT_DIRECTORY_H_
 
@@ -9,13 +9,16 @@
 
 namespace nibble::checkpoint {
 
-/// Files are made in a temporary directory beside the target; `publish` renames it. Until then the
-/// target is untouched; without `publish` the temporary directory is removed.
+/// Files are made in a temporary directory beside the target; `publish` renames it, or for a target
+/// that is one file, that file out of it. Until then the target is untouched; without `publish` the
+/// temporary directory is removed.
 class OutputDirectory {
  public:
-  /// Errors: kInvalidArgument when the target is no directory, or is not empty and `overwrite` is
-  /// off; kIo.
-  static Result<std::unique_ptr<OutputDirectory>> create(const std::string& target, bool overwrite);
+  enum class Kind { kDirectory, kFile };
+  /// Errors: kInvalidArgument when the target is not of this kind, or `overwrite` is off and it is
+  /// a directory that is not empty, or a file; kIo.
+  static Result<std::unique_ptr<OutputDirectory>> create(const std::string& target, bool overwrite,
+                                                         Kind kind = Kind::kDirectory);
   OutputDirectory(const OutputDirectory&) = delete;
   OutputDirectory& operator=(const OutputDirectory&) = delete;
   ~OutputDirectory();
@@ -26,13 +29,18 @@ class OutputDirectory {
   /// The target with links resolved.
   const std::string& target() const { return target_; }
 
+  /// Of a target that is a file: its name, under which it is made.
+  std::string target_name() const { return target_.substr(target_.rfind('/') + 1); }
+
   /// Syncs all files and folders and renames to the target. A target that is not empty is exchanged
   /// in one step where the file system can, and its old content removed afterwards. Errors: kIo.
   Status publish();
 
  private:
   OutputDirectory() = default;
+  Status publish_file();
   std::string target_, temporary_;
+  Kind kind_ = Kind::kDirectory;
   bool overwrite_ = false, published_ = false;
 };
 

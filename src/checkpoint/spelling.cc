@@ -4,31 +4,53 @@
 
 namespace nibble::checkpoint {
 
-extern const ReadSpelling kReadGguf, kReadCompressedTensors, kReadBitsandbytes, kReadNibble;
+extern const ReadSpelling kReadGguf, kReadOnnx, kReadCompressedTensors, kReadBitsandbytes,
+    kReadNibble;
 extern const ReadSpelling kReadGptq, kReadAwq, kReadModelOpt, kReadHqq;
 extern const WriteSpelling kWriteCompressedTensors, kWriteBitsandbytes, kWriteNibble;
+extern const WriteSpelling kWriteModelOpt, kWriteGguf;
 
 std::span<const ReadSpelling> read_spellings() {
-  static const ReadSpelling rows[] = {kReadGguf, kReadCompressedTensors, kReadBitsandbytes,
-                                      kReadNibble, kReadGptq, kReadAwq, kReadModelOpt, kReadHqq};
+  static const ReadSpelling rows[] = {kReadGguf,         kReadOnnx,     kReadCompressedTensors,
+                                      kReadBitsandbytes, kReadNibble,   kReadGptq,
+                                      kReadAwq,          kReadModelOpt, kReadHqq};
   return rows;
 }
 
-std::span<const WriteSpelling> write_spellings() {
-  static const WriteSpelling rows[] = {kWriteCompressedTensors, kWriteBitsandbytes, kWriteNibble};
+std::span<const WriteSpelling* const> write_spellings() {
+  static const WriteSpelling* const rows[] = {&kWriteCompressedTensors, &kWriteBitsandbytes,
+                                              &kWriteNibble, &kWriteModelOpt, &kWriteGguf};
   return rows;
 }
 
-Result<const WriteSpelling*> spelling_for(const LayerSpec& layer) {
+Result<const WriteSpelling*> find_write_spelling(std::string_view name) {
+  std::string names;
+  for (const WriteSpelling* spelling : write_spellings()) {
+    if (name == spelling->name) return spelling;
+    names += (names.empty() ? "" : ", ") + std::string(spelling->name);
+  }
+  return invalid_argument("Nibble does not write the spelling " + shown(name) +
+                          "; it writes: " + names);
+}
+
+Result<const WriteSpelling*> spelling_for(const LayerSpec& layer, std::string_view name) {
   NIBBLE_RETURN_IF_ERROR(layer.format.validate());
   if (layer.n < 1 || layer.k < 1) {
     return invalid_argument("a weight needs n and k of at least 1, not [" +
                             std::to_string(layer.n) + ", " + std::to_string(layer.k) + "]");
   }
-  for (const WriteSpelling& spelling : write_spellings()) {
-    if (!spelling.takes(layer.format)) continue;
-    NIBBLE_RETURN_IF_ERROR(spelling.check(layer));
-    return &spelling;
+  if (!name.empty()) {
+    NIBBLE_ASSIGN_OR_RETURN(const WriteSpelling* named, find_write_spelling(name));
+    if (!named->takes(layer.format)) {
+      return unsupported(std::string(named->name) + " has no form for " + layer.format.name());
+    }
+    NIBBLE_RETURN_IF_ERROR(named->check(layer));
+    return named;
+  }
+  for (const WriteSpelling* spelling : write_spellings()) {
+    if (!spelling->takes(layer.format)) continue;
+    NIBBLE_RETURN_IF_ERROR(spelling->check(layer));
+    return spelling;
   }
   return unsupported("no checkpoint spelling that Nibble writes can hold " + layer.format.name() +
                      ": compressed-tensors takes integers with f32, f16 or bf16 scales and integer "

@@ -68,6 +68,7 @@ struct LayerSpec {
   Format format;
   int64_t n = 0, k = 0;
   DType source_dtype = DType::kBF16;  ///< of the float weight; what readers may compute in
+  bool pre_scale = false;             ///< it comes with one; only where the spelling holds it
 };
 
 /// Takes the bytes of one layer's tensors; each tensor's from its first to its last.
@@ -78,6 +79,10 @@ class TensorSink {
   virtual Status append(size_t index, std::span<const uint8_t> bytes) = 0;
 };
 
+struct TextFile {
+  std::string name, text;
+};
+
 struct WriteSpelling {
   const char* name;
   /// Whether weights of this Format are written in this spelling.
@@ -86,17 +91,28 @@ struct WriteSpelling {
   Status (*check)(const LayerSpec& layer);
   /// The stored tensors: name, dtype_name, shape and bytes.
   std::vector<TensorInfo> (*tensors)(const LayerSpec& layer);
-  /// Writes a validated weight that has the spec's Format and shape and neither pre_scale nor
-  /// k_perm.
+  /// Writes a validated weight that has the spec's Format, shape and pre_scale, no k_perm, and at
+  /// most one tensor scale, of `tensor_scale_op`.
   Status (*encode)(const LayerSpec& layer, const QuantizedTensor& q, TensorSink& sink);
   /// `quantization_config` for these layers, beside which the linear-looking modules `untouched`
-  /// stay float.
+  /// stay float. Null where the container has no config.json of its own.
   OrderedJson (*config)(std::span<const LayerSpec> layers, std::span<const std::string> untouched);
+  const char* container = "safetensors";
+  /// How the tensor scale of nvfp4 enters; absent where none is stored.
+  std::optional<TensorScaleOp> tensor_scale_op = std::nullopt;
+  bool holds_pre_scale = false;
+  /// Further files that describe the quantization, beside config.json.
+  std::vector<TextFile> (*files)(std::span<const LayerSpec> layers,
+                                 std::span<const std::string> untouched) = nullptr;
 };
 
-std::span<const WriteSpelling> write_spellings();
-/// The spelling that takes the layer's Format, its rules checked. Errors: kUnsupported.
-Result<const WriteSpelling*> spelling_for(const LayerSpec& layer);
+/// Those that are chosen by Format, in that order; then those that are written on request.
+std::span<const WriteSpelling* const> write_spellings();
+/// By name. Errors: kInvalidArgument.
+Result<const WriteSpelling*> find_write_spelling(std::string_view name);
+/// The spelling `name`, or with an empty one that which takes the layer's Format, its rules
+/// checked. Errors: kUnsupported, kInvalidArgument (no such spelling).
+Result<const WriteSpelling*> spelling_for(const LayerSpec& layer, std::string_view name = "");
 
 /// A TensorInfo for WriteSpelling::tensors. The caller has checked that sizes do not overflow.
 TensorInfo output_tensor(std::string_view layer, std::string_view suffix, DType dtype,

@@ -256,17 +256,24 @@ TEST(Writer, TensorsLieAtMultiplesOfTheirSize) {
   }
 }
 
-TEST(Writer, ATensorScaleThatMultipliesIsStoredAsItsReciprocal) {
+TEST(Writer, ATensorScaleOfTheOtherOperationIsRefused) {
   const Model model({{4, 16}});
   const auto plan = plan_of({{"a", "nvfp4"}});
   QuantizedTensor q = random_weight(plan[0].format, 4, 16, 1);
   q.tensor_scales = {{0, 3.0f}};
   q.tensor_scale_op = TensorScaleOp::kMultiply;
-  ASSERT_TRUE(write(model, plan, {q}).ok());
-  const QuantizedTensor back = Checkpoint::open(model.out())->load("a").value();
-  EXPECT_EQ(back.tensor_scale_op, TensorScaleOp::kDivide);
-  EXPECT_EQ(back.tensor_scales, (std::vector<TensorScale>{{0, 1.0f / 3.0f}}));
-  EXPECT_EQ(std::memcmp(back.codes.data(), q.codes.data(), 32), 0);
+  EXPECT_SAYS(write(model, plan, {q}), "multiplies, that of compressed-tensors divides");
+  WriteOptions options;
+  options.spelling = "modelopt";
+  ASSERT_TRUE(write(model, plan, {q}, options).ok());
+  const Checkpoint back = Checkpoint::open(model.out()).value();
+  float factor = 0;
+  std::memcpy(&factor, back.tensor_bytes("a.weight_scale_2")->data(), sizeof(factor));
+  EXPECT_EQ(factor, 3.0f);
+  EXPECT_TRUE(back.find("a.weight_scale_2")->shape.empty());
+  q.tensor_scale_op = TensorScaleOp::kDivide;
+  options.overwrite = true;
+  EXPECT_SAYS(write(model, plan, {q}, options), "divides, that of modelopt multiplies");
 }
 
 TEST(Writer, WhatASpellingCannotHoldIsRefused) {
@@ -276,7 +283,7 @@ TEST(Writer, WhatASpellingCannotHoldIsRefused) {
   const auto refused = [&](const QuantizedTensor& q) { return write(model, plan, {q}); };
   QuantizedTensor q = good;
   q.pre_scale.assign(16, 2.0f);
-  EXPECT_SAYS(refused(q), "'a' has a pre_scale, which compressed-tensors cannot hold");
+  EXPECT_SAYS(refused(q), "'a': it has a pre_scale, which compressed-tensors cannot hold");
   q = good;
   for (int32_t i = 15; i >= 0; --i) q.k_perm.push_back(i);
   EXPECT_SAYS(refused(q), "k_perm");
@@ -285,7 +292,7 @@ TEST(Writer, WhatASpellingCannotHoldIsRefused) {
   EXPECT_SAYS(refused(q), "2 tensor scales");
   q = good;
   q.tensor_scales = {{0, 0.0f}};
-  EXPECT_SAYS(refused(q), "finite reciprocal");
+  EXPECT_SAYS(refused(q), "cannot divide");
   q = good;
   q.scales = make_quantized_tensor(q.format, 4, 16)->scales;
   q.scales.mutable_data()[2] = 0x7F;
@@ -321,7 +328,7 @@ TEST(Writer, CallsOutOfOrderAreErrors) {
   const auto plan = plan_of({{"a", "nvfp4"}, {"b", "nvfp4"}});
   auto writer = CheckpointWriter::create(model.open(), model.out(), plan).value();
   const QuantizedTensor a = random_weight(plan[0].format, 4, 16, 1);
-  EXPECT_SAYS(writer.write_quantized("z", a), "'z' is not in the plan");
+  EXPECT_SAYS(writer.write_quantized("z", a), "'z': it is not in the plan");
   EXPECT_SAYS(writer.write_quantized("b", a), "planned as nvfp4 [4, 48], not nvfp4 [4, 16]");
   EXPECT_TRUE(writer.write_quantized("a", a).ok());
   EXPECT_SAYS(writer.write_quantized("a", a), "written before");
