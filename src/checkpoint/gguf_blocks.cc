@@ -216,10 +216,13 @@ void decode_q6_k(const uint8_t* block, int64_t count, const BlockParts& out) {
 void decode_q2_k(const uint8_t* block, int64_t count, const BlockParts& out) {
   for (int64_t i = 0; i < count; ++i, block += 84) {
     const float d = load_f16(block + 80), dmin = load_f16(block + 82);
+    float scales[16], zeros[16];
     for (int g = 0; g < 16; ++g) {
-      store_f32(out.scales + 64 * i + 4 * g, d * static_cast<float>(block[g] & 15));
-      store_f32(out.zeros + 64 * i + 4 * g, -(dmin * static_cast<float>(block[g] >> 4)));
+      scales[g] = d * static_cast<float>(block[g] & 15);
+      zeros[g] = -(dmin * static_cast<float>(block[g] >> 4));
     }
+    std::memcpy(out.scales + 64 * i, scales, sizeof(scales));
+    std::memcpy(out.zeros + 64 * i, zeros, sizeof(zeros));
     for (int part = 0; part < 8; ++part) {
       const uint8_t* in = block + 16 + 32 * (part / 4);
       uint8_t* codes = out.codes + 128 * i + 16 * part;
@@ -230,18 +233,25 @@ void decode_q2_k(const uint8_t* block, int64_t count, const BlockParts& out) {
   }
 }
 
-/// Sixteen 6-bit scales less 32: low nibbles in 8 bytes, then the top bits in 4.
-int q3_k_scale(const uint8_t* in, int g) {
-  const int low = in[g % 8] >> (g < 8 ? 0 : 4) & 15;
-  return (low | (in[8 + g % 4] >> (2 * (g / 4)) & 3) << 4) - 32;
+/// Sixteen 6-bit scales: low nibbles in 8 bytes, then the top bits in 4.
+void unpack_q3_k_scales(const uint8_t* in, uint8_t* scales) {
+  for (int g = 0; g < 8; ++g) {
+    scales[g] = in[g] & 15;
+    scales[g + 8] = in[g] >> 4;
+  }
+  for (int g = 0; g < 16; ++g) {
+    scales[g] = static_cast<uint8_t>(scales[g] | (in[8 + g % 4] >> (g / 4 * 2) & 3) << 4);
+  }
 }
 
 void decode_q3_k(const uint8_t* block, int64_t count, const BlockParts& out) {
   for (int64_t i = 0; i < count; ++i, block += 110) {
     const float d = load_f16(block + 108);
-    for (int g = 0; g < 16; ++g) {
-      store_f32(out.scales + 64 * i + 4 * g, d * static_cast<float>(q3_k_scale(block + 96, g)));
-    }
+    uint8_t scale[16];
+    float scales[16];
+    unpack_q3_k_scales(block + 96, scale);
+    for (int g = 0; g < 16; ++g) scales[g] = d * static_cast<float>(scale[g] - 32);
+    std::memcpy(out.scales + 64 * i, scales, sizeof(scales));
     for (int part = 0; part < 8; ++part) {
       const uint8_t* in = block + 32 + 32 * (part / 4);
       uint8_t* codes = out.codes + 128 * i + 16 * part;
