@@ -61,6 +61,108 @@ def integer_layer(n, k, bits, group, symmetric=True, g_idx=None, dtype="F16"):
     return tensors
 
 
+ONE, TWO = b"\x00\x00\x80\x3f", b"\x00\x00\x00\x40"
+
+
+def bitsandbytes(n, k, block, kind="nf4", nested=None):
+    state = {"quant_type": kind, "blocksize": block, "dtype": "float16", "shape": [n, k]}
+    size, blocks = -(-n * k // 2), -(-n * k // block)
+    tensors = [
+        ("l.weight", "U8", [size, 1], bytes(i % 256 for i in range(size))),
+        ("l.weight.quant_map", "F32", [16], struct.pack("<16f", *[i / 8 - 1 for i in range(16)])),
+    ]
+    if nested:
+        state |= {"nested_blocksize": nested, "nested_dtype": "float32", "nested_offset": 0.25}
+        outer = -(-blocks // nested)
+        tensors += [
+            ("l.weight.absmax", "U8", [blocks], bytes(i % 256 for i in range(blocks))),
+            ("l.weight.nested_absmax", "F32", [outer], ONE * outer),
+            ("l.weight.nested_quant_map", "F32", [256], ONE * 256),
+        ]
+    else:
+        tensors.append(("l.weight.absmax", "F32", [blocks], ONE * blocks))
+    text = json.dumps(state).encode()
+    tensors.append((f"l.weight.quant_state.bitsandbytes__{kind}", "U8", [len(text)], text))
+    return container(tensors)
+
+
+def hqq(n, k, group, axis=1, bits=4, codes="U8", one_tensor=False):
+    rows = n * k // group if axis == 1 else group
+    columns = n * k // rows
+    width = {"U8": 1, "F16": 2, "F32": 4}[codes]
+    stored = rows * bits // 8
+    scales = [rows, 1] if axis == 1 else [1, columns]
+    count = max(scales)
+    half = b"\x00\x3c"
+    tensors = [
+        (
+            "l.W_q",
+            codes,
+            [stored, columns // width],
+            bytes(i % 256 for i in range(stored * columns)),
+        ),
+        ("l.shape", "I64", [2], struct.pack("<qq", n, k)),
+        ("l.axis", "I32", [], struct.pack("<i", axis)),
+        ("l.nbits", "I32", [], struct.pack("<i", bits)),
+        ("l.packing", "U8", [7], f"{bits}bit_u8".encode()),
+        ("l.quant_scale", "U8", [], b"\0"),
+    ]
+    if one_tensor:
+        tensors.append(("l.zero_scale", "F16", [2, *scales], half * (2 * count)))
+    else:
+        tensors.append(("l.scale", "F16", scales, half * count))
+        tensors.append(("l.zero", "F16", scales, half * count))
+    return container(tensors)
+
+
+def modelopt(weight, scale, *more):
+    return container([("l.weight", *weight), ("l.weight_scale", *scale), *more])
+
+
+def write_bitsandbytes():
+    method = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    seed("bnb-fp4", bitsandbytes(2, 64, 64, "fp4"), method)
+    seed("bnb-nested", bitsandbytes(3, 64, 16, nested=4), method)
+    seed("bnb-crosses-rows", bitsandbytes(3, 48, 32))
+    seed("bnb-dense", bitsandbytes(3, 36, 16))
+    seed("bnb-odd-rows", bitsandbytes(3, 33, 4096, nested=256))
+
+
+def write_hqq():
+    method = {"quantization_config": {"quant_method": "hqq"}}
+    seed("hqq", hqq(4, 32, 16), method)
+    seed("hqq-crosses-rows", hqq(4, 48, 32))
+    seed("hqq-axis-0", hqq(16, 12, 16, axis=0), method)
+    seed("hqq-8-bit", hqq(2, 32, 32, bits=8), method)
+    seed("hqq-as-float", hqq(4, 32, 16, codes="F16", one_tensor=True))
+    seed("hqq-odd-rows", hqq(2, 9, 9))
+
+
+def write_modelopt():
+    nvfp4 = modelopt(
+        ("U8", [2, 16], bytes(range(32))),
+        ("F8_E4M3", [2, 2], b"\x38\x40\x01\x7e"),
+        ("l.weight_scale_2", "F32", [], TWO),
+        ("l.pre_quant_scale", "F16", [32], b"\x00\x3c" * 32),
+    )
+    seed("modelopt-nvfp4", nvfp4)
+    method = {"quant_method": "modelopt", "quant_algo": "mxfp4"}
+    mxfp4 = modelopt(("U8", [2, 16], bytes(range(32))), ("U8", [2, 1], b"\x7f\x00"))
+    seed("modelopt-mxfp4", mxfp4, {"quantization_config": method})
+    int4 = modelopt(("U8", [1, 32], bytes(range(32))), ("F32", [2, 2], ONE * 4))
+    seed("modelopt-int4", int4)
+    dense = modelopt(("U8", [1, 18], bytes(range(18))), ("F32", [2, 2], ONE * 4))
+    seed("modelopt-int4-dense", dense)
+    mixed = {"l": {"quant_algo": "FP8"}}
+    method = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}
+    fp8 = modelopt(("F8_E4M3", [2, 40], bytes(range(80))), ("F32", [1, 1, 2, 1], ONE * 2))
+    seed("modelopt-fp8", fp8, {"quantization_config": {**method, "quantized_layers": mixed}})
+    mxfp8 = modelopt(("F8_E4M3", [1, 40], bytes(range(40))), ("U8", [1, 2], b"\x7f\x80"))
+    seed("modelopt-mxfp8", mxfp8, {"quantization_config": {"quant_method": "modelopt"}})
+    int8 = modelopt(("I8", [2, 5], bytes(range(10))), ("F32", [2], TWO * 2))
+    seed("modelopt-int8", int8, {"quantization_config": {"quant_method": "modelopt"}})
+
+
 def main():
     OUT.mkdir(exist_ok=True)
     seed("int4-g16", container(integer_layer(3, 32, 4, 16), {"format": "pt"}), scheme(4, "int", 16))
@@ -101,6 +203,9 @@ def main():
         ("l.weight.quant_state.bitsandbytes__nf4", "U8", [len(state)], state),
     ]
     seed("nf4", container(nf4), {"quantization_config": {"quant_method": "bitsandbytes"}})
+    write_bitsandbytes()
+    write_hqq()
+    write_modelopt()
     plain = [
         ("a.weight", "BF16", [2, 2], bytes(8)),
         ("a.bias", "F32", [], bytes(4)),
