@@ -55,8 +55,13 @@ if(NOT NIBBLE_PROTOZERO_INCLUDE_DIR)
                       "libprotozero-dev (tools/setup build does), or pass their folder with "
                       "-DNIBBLE_PROTOZERO_INCLUDE_DIR=<folder of protozero/pbf_reader.hpp>")
 endif()
+# Seen through a folder of their own: all of /usr/include would come before the headers of a cross
+# compiler.
+set(protozero_view ${PROJECT_BINARY_DIR}/protozero_include)
+file(MAKE_DIRECTORY ${protozero_view})
+file(CREATE_LINK ${NIBBLE_PROTOZERO_INCLUDE_DIR}/protozero ${protozero_view}/protozero SYMBOLIC)
 add_library(protozero::protozero INTERFACE IMPORTED)
-target_include_directories(protozero::protozero INTERFACE ${NIBBLE_PROTOZERO_INCLUDE_DIR})
+target_include_directories(protozero::protozero INTERFACE ${protozero_view})
 
 if(NIBBLE_CLI OR NIBBLE_DEV)
   set(FMT_INSTALL OFF)
