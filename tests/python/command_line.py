@@ -13,7 +13,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("NIBBLE_BUILD_DIR", ROOT / "build"))
 CLI = pathlib.Path(os.environ.get("NIBBLE_CLI", BUILD / "nibble"))
-COMMANDS = ["quantize", "inspect", "verify", "plan", "kernels", "doctor", "bench"]
+COMMANDS = ["quantize", "convert", "inspect", "verify", "plan", "kernels", "doctor", "bench"]
 SANITIZED = "asan" in str(BUILD) or "tsan" in str(BUILD)
 
 USAGE, CHECK_FAILED, UNSUPPORTED, CORRUPT, IO = 2, 1, 3, 4, 5

@@ -5,14 +5,13 @@ import pytest
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed")
 from command_line import (  # noqa: E402
-    COMMANDS,
-    read_safetensors,
     run,
     run_json,
     run_ok,
     small_model,
     write_model,
 )
+from decoded_layers import decoded  # noqa: E402
 from gguf import GGMLQuantizationType as Type  # noqa: E402
 
 # Types that the package can pack; the others are random blocks (bytes of their f16 numbers).
@@ -28,7 +27,6 @@ HALVES = {
     "NVFP4": [],
 }
 SHAPES = [(1, 256), (3, 512), (33, 768), (128, 1024)]
-needs_convert = pytest.mark.skipif("convert" not in COMMANDS, reason="no command convert")
 
 
 def blocks_of(kind, shape, rng):
@@ -61,17 +59,6 @@ def write_gguf(path, tensors, alignment=None, **options):
     writer.close()
 
 
-def dense(path, out):
-    """Our own values of every tensor."""
-    run_ok("convert", path, out, "--to", "dense", "--dtype", "f32")
-    return {
-        name: np.frombuffer(data, np.float32).reshape(shape)
-        for name, (dtype, shape, data) in read_safetensors(out / "model.safetensors").items()
-        if dtype == "F32"
-    }
-
-
-@needs_convert
 @pytest.mark.parametrize("kind", [*PACKED, *HALVES])
 def test_every_type_decodes_as_the_package_does(kind, tmp_path):
     rng = np.random.default_rng(5)
@@ -80,10 +67,10 @@ def test_every_type_decodes_as_the_package_does(kind, tmp_path):
         for i, shape in enumerate(SHAPES)
     }
     write_gguf(tmp_path / "model.gguf", tensors)
-    ours = dense(tmp_path / "model.gguf", tmp_path / "dense")
+    ours = decoded(tmp_path / "model.gguf")
     for name, (_, data) in tensors.items():
         expected = gguf.quants.dequantize(data, Type[kind])
-        np.testing.assert_array_equal(ours[name], expected, err_msg=name)
+        np.testing.assert_array_equal(ours[name.removesuffix(".weight")], expected, err_msg=name)
 
 
 @pytest.mark.parametrize("alignment", [None, 8, 256])
@@ -149,7 +136,6 @@ def test_split_models_are_one_checkpoint(tmp_path):
         assert len(report["layers"]) == 7 and report["shards"] == files
 
 
-@needs_convert
 @pytest.mark.parametrize(
     ("quantized_as", "kind"),
     [("int4-g32:f16", "Q4_0"), ("int8-g32:f16", "Q8_0"), ("mxfp4", "MXFP4")],
@@ -162,20 +148,20 @@ def test_what_we_write_loads_in_the_package(quantized_as, kind, tmp_path):
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "out").glob("*.gguf")
     reader = gguf.GGUFReader(path)
-    ours = dense(quantized, tmp_path / "dense")
+    ours = decoded(quantized)
     kinds = {}
     for tensor in reader.tensors:
         kinds[tensor.name] = tensor.tensor_type.name
         if tensor.tensor_type.name == kind:
             values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-            np.testing.assert_array_equal(values, ours[tensor.name], err_msg=tensor.name)
+            layer = tensor.name.removesuffix(".weight")
+            np.testing.assert_array_equal(values, ours[layer], err_msg=layer)
     assert kinds["model.layers.0.mlp.up_proj.weight"] == kind
     assert kinds["model.layers.0.input_layernorm.weight"] == "BF16"
     assert reader.get_field("general.architecture").contents() == "llama"
     assert reader.get_field("general.quantization_version").contents() == 2
 
 
-@needs_convert
 def test_pairs_and_other_tensors_are_carried_over_bit_for_bit(tmp_path):
     rng = np.random.default_rng(10)
     tensors = {
