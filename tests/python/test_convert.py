@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -318,6 +320,16 @@ def test_an_interrupted_convert_leaves_the_old_output(number, tmp_path):
         assert sorted(os.listdir(tmp_path)) == ["model", "out"]
     run_ok(*command[1:])
     assert "precious.txt" not in tree(out)
+
+
+def test_the_examples_of_the_howto_run(tmp_path):
+    text = (ROOT / "docs/howto/convert-a-checkpoint.md").read_text()
+    commands = re.findall(r"^build/nibble (.*)$", text, re.M)
+    assert len(commands) >= 9
+    for command in commands:
+        words = [word.replace("build/", f"{tmp_path}/", 1) for word in shlex.split(command)]
+        done = run(*words, cwd=ROOT)
+        assert done.returncode == 0, (command, done.stderr)
 
 
 # --- the tools' own packages ----------------------------------------------------------------------
