@@ -41,6 +41,32 @@ TEST(DeviceTest, LimitingTheInstructionSetKeepsTheLowerOnes) {
   EXPECT_FALSE(Device::named("h200")->with_isa(Isa::kScalar).ok());
 }
 
+TEST(DeviceTest, InstructionSetsOfOneFamilyNeverMix) {
+  const uint32_t x86 = isas_up_to(Isa::kAvx512Bf16), arm = isas_up_to(Isa::kNeonBf16);
+  EXPECT_EQ(x86 & arm, bit(Isa::kScalar));
+  EXPECT_EQ(x86 | arm, (1u << kNumIsas) - 1);
+  EXPECT_EQ(isas_up_to(Isa::kScalar), bit(Isa::kScalar));
+  EXPECT_EQ(isas_up_to(Isa::kNeonDotprod), bits(Isa::kScalar, Isa::kNeon, Isa::kNeonDotprod));
+  EXPECT_EQ(isas_up_to(Isa::kAvxVnni), bits(Isa::kScalar, Isa::kAvx2, Isa::kAvxVnni));
+  const uint32_t here = Device::this_cpu().isas;
+  EXPECT_TRUE((here & ~x86) == 0 || (here & ~arm) == 0);
+#if defined(__aarch64__)
+  EXPECT_TRUE(Device::this_cpu().has(Isa::kNeon));
+#endif
+}
+
+TEST(DeviceTest, ArmCpusAreDescribedOnAnyMachine) {
+  const Device orin = *Device::named("orin-cpu"), grace = *Device::named("grace");
+  EXPECT_EQ(orin.best_isa(), Isa::kNeonDotprod);
+  EXPECT_EQ(grace.best_isa(), Isa::kNeonBf16);
+  EXPECT_EQ(Device::named("thor-cpu")->best_isa(), Isa::kNeonBf16);
+  EXPECT_FALSE(grace.has(Isa::kAvx2));
+  const auto limited = grace.with_isa(Isa::kNeonI8mm);
+  ASSERT_TRUE(limited.ok());
+  EXPECT_EQ(limited->isas, isas_up_to(Isa::kNeonI8mm));
+  EXPECT_EQ(orin.with_isa(Isa::kNeonI8mm).status().code(), Code::kUnsupported);
+}
+
 TEST(DeviceTest, NamesOfEnumerationsAreDistinctAndParse) {
   std::set<std::string> names;
   for (int i = 0; i < kNumIsas; ++i) {

@@ -161,6 +161,22 @@ TEST(LinearTest, ZeroWorkspaceIsLegal) {
   for (size_t i = 0; i < y.size(); ++i) ASSERT_EQ(static_cast<double>(y[i]), expected[i]);
 }
 
+// A described CPU is for plans; its rows may not even be compiled into this build.
+TEST(LinearTest, RefusesACpuWithInstructionSetsThisMachineLacks) {
+  for (const char* name : {"grace", "avx2-laptop"}) {
+    LinearOptions options;
+    options.device = *Device::named(name);
+    const uint32_t absent = options.device.isas & ~Device::this_cpu().isas;
+    const auto linear =
+        Linear::create(*pack(weight("int4-g32", 16, 64), {LayoutId::kCpuPanel16, false}), options);
+    EXPECT_EQ(linear.ok(), absent == 0) << name;
+    if (absent == 0) continue;
+    EXPECT_EQ(linear.status().code(), Code::kUnsupported);
+    EXPECT_NE(linear.status().message().find("which this machine lacks"), std::string::npos)
+        << linear.status().message();
+  }
+}
+
 TEST(LinearTest, NoRowsDoNothing) {
   const Linear linear =
       *Linear::create(*pack(weight("int4-g32", 16, 32), {LayoutId::kCpuPanel16, false}));
