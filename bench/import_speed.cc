@@ -285,7 +285,7 @@ void add_modelopt_and_hqq(std::vector<Case>& cases) {
   hqq.add("l.axis", "I32", {}, scalar(1));
   hqq.add("l.group_size", "I32", {}, scalar(64));
   hqq.add("l.nbits", "I32", {}, scalar(4));
-  hqq.add("l.packing", "U8", {8}, "4bit_u8");
+  hqq.add("l.packing", "U8", {7}, "4bit_u8");
   hqq.add("l.quant_scale", "U8", {}, std::string(1, '\0'));
   hqq.add("l.quant_zero", "U8", {}, std::string(1, '\0'));
   cases.push_back(safetensors("hqq axis 1", hqq, ""));

@@ -3,8 +3,8 @@
 //
 //   along K            16 pieces of 512 bytes are copied
 //   along K, gathered  a word is put together from fields of 8 (or 4) words, 4 slots at a time, out
-//                      of a strip that holds all words of the 128 rows close together: in the file
-//                      they lie n words apart, which a cache with few ways cannot hold
+//                      of a strip that holds all words of 64 rows close together: in the file they
+//                      lie n words apart, which a cache with few ways cannot hold
 //   along N (and AWQ)  the 8 x 8 nibbles of 8 words are transposed, 4 slots at a time
 //
 // and store_tile transposes its 32-bit words into the 128 rows, a cache line of 64 bytes each.
@@ -19,6 +19,10 @@ namespace {
 
 constexpr int64_t kTileWords = 16, kTileRows = 128, kTileBytes = 4 * kTileWords;
 constexpr int64_t kLanes = 4;
+/// Rows that are read together: one word (4 KB) or nibble (512 bytes) of each lies side by side in
+/// the file, the next of them on another page. Read in pieces of a tile's width they come three
+/// times slower.
+constexpr int64_t kWideRows = 1024;
 using Words = uint32_t __attribute__((vector_size(16)));
 struct Tile {
   alignas(64) uint32_t words[kTileWords][kTileRows];
@@ -43,10 +47,10 @@ void transpose_lanes(const Words in[4], Words out[4]) {
   out[3] = __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7);
 }
 
-/// Slot s of the tile goes to the 64 bytes at to[s].
-void store_whole_tile(const Tile& tile, uint32_t flip, uint8_t* const to[kTileRows]) {
+/// Slot s < slots of the tile goes to the 64 bytes at to[s].
+void store_words(const Tile& tile, int64_t slots, uint32_t flip, uint8_t* const to[kTileRows]) {
   const Words flips = Words{} + flip;
-  for (int64_t s = 0; s < kTileRows; s += kLanes) {
+  for (int64_t s = 0; s < slots; s += kLanes) {
     for (int64_t w = 0; w < kTileWords; w += kLanes) {
       Words in[4], out[4];
       for (int64_t i = 0; i < kLanes; ++i) in[i] = load(&tile.words[w + i][s]) ^ flips;
@@ -71,22 +75,22 @@ class CodeRows {
   }
   int64_t words() const { return ceil_div(row_bytes_, 4); }
 
-  /// Words [word, word + 16) of the rows `row + slot_rows[s]`; what lies past the matrix is
-  /// dropped.
-  void store_tile(const Tile& tile, int64_t row, int64_t word,
+  /// Words [word, word + 16) of the rows `row + slot_rows[s]`, s < slots; what lies past the matrix
+  /// is dropped.
+  void store_tile(const Tile& tile, int64_t slots, int64_t row, int64_t word,
                   const std::array<uint8_t, kTileRows>& slot_rows) {
     uint8_t* const codes = codes_.mutable_data() + 4 * word;
     const int64_t bytes = std::min(kTileBytes, row_bytes_ - 4 * word);
     alignas(64) uint8_t scratch[kTileRows][kTileBytes];
     uint8_t* to[kTileRows];
-    for (size_t s = 0; s < kTileRows; ++s) {
+    for (size_t s = 0; s < static_cast<size_t>(slots); ++s) {
       const int64_t target = row + slot_rows[s];
       const bool whole = target < stored_.n && bytes == kTileBytes;
       to[s] = whole ? codes + target * row_bytes_ : scratch[s];
     }
-    store_whole_tile(tile, flip_, to);
+    store_words(tile, slots, flip_, to);
     if (bytes == kTileBytes) return;
-    for (size_t s = 0; s < kTileRows; ++s) {
+    for (size_t s = 0; s < static_cast<size_t>(slots); ++s) {
       const int64_t target = row + slot_rows[s];
       if (target >= stored_.n) continue;
       std::memcpy(codes + target * row_bytes_, scratch[s], static_cast<size_t>(bytes));
@@ -141,11 +145,12 @@ constexpr auto kNibbleSlots = [] {
   return rows;
 }();
 
-/// All words along K of up to 128 rows: words[word * slots + slot].
+/// All words along K of up to 64 rows, which a second-level cache holds: words[word * slots +
+/// slot].
 struct Strip {
   /// Few rows have a narrow strip, so that it is never much larger than what it is made from.
   Strip(int64_t n, int64_t num_words)
-      : slots(round_up(std::min(kTileRows, n), kStep)),
+      : slots(round_up(std::min<int64_t>(64, n), kStep)),
         words(static_cast<size_t>(num_words * slots)) {}
   static constexpr int64_t kStep = 4 * kLanes;  ///< slots that are gathered together
   uint32_t* word(int64_t index) { return words.data() + index * slots; }
@@ -184,7 +189,7 @@ void store_gathered(const StoredCodes& stored, const Strip& strip, std::span<con
       gather(strip, order.data() + w * fields, std::min(fields, stored.k - w * fields),
              tile.words[w - word]);
     }
-    rows.store_tile(tile, row, word, kSlotsInOrder);
+    rows.store_tile(tile, strip.slots, row, word, kSlotsInOrder);
   }
 }
 
@@ -200,31 +205,42 @@ void transpose_nibbles(Words a[8]) {
   for (const int i : {0, 2, 4, 6}) swap(a[i], a[i + 1], 4, 0x0F0F0F0F);
 }
 
-/// Codes along N, 4 bits each. load_nibbles(column, row, to): the nibbles from `row` on, up to 128,
-/// as 64 bytes, of the column's N; slot_rows: the row of each nibble, slot 16 i + c being field i
-/// of word c.
+/// Codes along N, 4 bits each. load_nibbles(column, row, count, to): the nibbles of rows [row, row
+/// + count) of the column's N, as bytes; slot_rows: the row of each nibble of 128, slot 16 i + c
+/// being field i of word c.
 template <class LoadNibbles>
 Result<Buffer> rows_from_columns(const StoredCodes& stored,
                                  const std::array<uint8_t, kTileRows>& slot_rows,
                                  const LoadNibbles& load_nibbles) {
   NIBBLE_ASSIGN_OR_RETURN(CodeRows rows, CodeRows::of(stored));
   const int64_t words = rows.words();
+  constexpr int64_t kColumns = 8 * kTileWords;            // of a tile
+  constexpr int64_t kPitch = kWideRows / 8 + kTileWords;  // no power of two: spreads over the cache
+  std::vector<uint32_t> wide(static_cast<size_t>(kColumns * kPitch));
   Tile tile{};
-  for (int64_t row = 0; row < stored.n; row += kTileRows) {
+  for (int64_t wide_row = 0; wide_row < stored.n; wide_row += kWideRows) {
+    const int64_t count = std::min(kWideRows, stored.n - wide_row);
     for (int64_t word = 0; word < words; word += kTileWords) {
-      for (int64_t w = word; w < std::min(word + kTileWords, words); ++w) {
-        alignas(64) uint32_t block[8][kTileRows / 8] = {};
-        for (int64_t i = 0; i < std::min<int64_t>(8, stored.k - 8 * w); ++i) {
-          load_nibbles(8 * w + i, row, reinterpret_cast<uint8_t*>(block[i]));
-        }
-        for (int64_t c = 0; c < kTileRows / 8; c += kLanes) {
-          Words nibbles[8];
-          for (int i = 0; i < 8; ++i) nibbles[i] = load(block[i] + c);
-          transpose_nibbles(nibbles);
-          for (int i = 0; i < 8; ++i) store(tile.words[w - word] + 16 * i + c, nibbles[i]);
-        }
+      const int64_t columns = std::min(kColumns, stored.k - 8 * word);
+      for (int64_t i = 0; i < columns; ++i) {
+        load_nibbles(8 * word + i, wide_row, count,
+                     reinterpret_cast<uint8_t*>(wide.data() + i * kPitch));
       }
-      rows.store_tile(tile, row, word, slot_rows);
+      if (columns < kColumns) {  // nothing past the last column
+        std::fill(wide.begin() + columns * kPitch, wide.end(), 0u);
+      }
+      for (int64_t row = 0; row < count; row += kTileRows) {
+        for (int64_t w = 0; w < kTileWords; ++w) {
+          const uint32_t* const from = wide.data() + 8 * w * kPitch + row / 8;
+          for (int64_t c = 0; c < kTileRows / 8; c += kLanes) {
+            Words nibbles[8];
+            for (int64_t i = 0; i < 8; ++i) nibbles[i] = load(from + i * kPitch + c);
+            transpose_nibbles(nibbles);
+            for (int64_t i = 0; i < 8; ++i) store(tile.words[w] + 16 * i + c, nibbles[i]);
+          }
+        }
+        rows.store_tile(tile, kTileRows, wide_row + row, word, slot_rows);
+      }
     }
   }
   return rows.take();
@@ -234,16 +250,31 @@ template <class Value>
 void transpose_values(const uint8_t* values, int64_t columns, std::span<const int32_t> picked,
                       uint8_t* out) {
   constexpr int64_t kBlock = 64;  // rows of the result that are written together
-  const auto width = static_cast<int64_t>(sizeof(Value));
+  constexpr int64_t kBatch = 8;   // values that are written together
+  constexpr auto kWidth = static_cast<int64_t>(sizeof(Value));
   const auto length = static_cast<int64_t>(picked.size());
   for (int64_t begin = 0; begin < columns; begin += kBlock) {
     const int64_t count = std::min(kBlock, columns - begin);
-    for (int64_t j = 0; j < length; ++j) {
-      const uint8_t* from =
-          values + (int64_t{picked[static_cast<size_t>(j)]} * columns + begin) * width;
-      uint8_t* to = out + (begin * length + j) * width;
+    const auto row = [&](int64_t j) {
+      return values + (int64_t{picked[static_cast<size_t>(j)]} * columns + begin) * kWidth;
+    };
+    int64_t j = 0;
+    for (; j + kBatch <= length; j += kBatch) {
+      const uint8_t* from[kBatch];
+      for (int64_t i = 0; i < kBatch; ++i) from[i] = row(j + i);
+      uint8_t* to = out + (begin * length + j) * kWidth;
       for (int64_t c = 0; c < count; ++c) {
-        std::memcpy(to + c * length * width, from + c * width, sizeof(Value));
+        Value batch[kBatch];
+        for (int64_t i = 0; i < kBatch; ++i) {
+          std::memcpy(batch + i, from[i] + c * kWidth, sizeof(Value));
+        }
+        std::memcpy(to + c * length * kWidth, batch, sizeof(batch));
+      }
+    }
+    for (; j < length; ++j) {
+      uint8_t* to = out + (begin * length + j) * kWidth;
+      for (int64_t c = 0; c < count; ++c) {
+        std::memcpy(to + c * length * kWidth, row(j) + c * kWidth, sizeof(Value));
       }
     }
   }
@@ -254,25 +285,45 @@ void transpose_values(const uint8_t* values, int64_t columns, std::span<const in
 Result<Buffer> rows_from_words_along_k(const StoredCodes& stored, std::span<const int32_t> order) {
   NIBBLE_ASSIGN_OR_RETURN(CodeRows rows, CodeRows::of(stored));
   const int64_t words = rows.words();
-  const auto copy_word = [&](int64_t row, int64_t word, uint32_t* to) {
-    std::memcpy(to, stored.words + 4 * (word * stored.n + row),
-                static_cast<size_t>(4 * std::min(kTileRows, stored.n - row)));
+  const auto at = [&](int64_t word, int64_t row) {
+    return stored.words + 4 * (word * stored.n + row);
   };
   if (!order.empty()) {
     Strip strip(stored.n, words);
-    for (int64_t row = 0; row < stored.n; row += kTileRows) {
-      for (int64_t w = 0; w < words; ++w) copy_word(row, w, strip.word(w));
-      store_gathered(stored, strip, order, row, rows);
+    std::vector<Strip> strips(
+        static_cast<size_t>(ceil_div(std::min(kWideRows, stored.n), strip.slots)), strip);
+    for (int64_t wide_row = 0; wide_row < stored.n; wide_row += kWideRows) {
+      const int64_t count = std::min(kWideRows, stored.n - wide_row);
+      for (int64_t w = 0; w < words; ++w) {
+        for (int64_t row = 0; row < count; row += strip.slots) {
+          std::memcpy(strips[static_cast<size_t>(row / strip.slots)].word(w), at(w, wide_row + row),
+                      static_cast<size_t>(4 * std::min(strip.slots, count - row)));
+        }
+      }
+      for (int64_t row = 0; row < count; row += strip.slots) {
+        store_gathered(stored, strips[static_cast<size_t>(row / strip.slots)], order,
+                       wide_row + row, rows);
+      }
     }
     return rows.take();
   }
+  constexpr int64_t kPitch = kWideRows + kTileWords;  // no power of two: spreads over the cache
+  std::vector<uint32_t> wide(static_cast<size_t>(kTileWords * kPitch));
   Tile tile{};
-  for (int64_t row = 0; row < stored.n; row += kTileRows) {
+  for (int64_t wide_row = 0; wide_row < stored.n; wide_row += kWideRows) {
+    const int64_t count = std::min(kWideRows, stored.n - wide_row);
     for (int64_t word = 0; word < words; word += kTileWords) {
-      for (int64_t w = word; w < std::min(word + kTileWords, words); ++w) {
-        copy_word(row, w, tile.words[w - word]);
+      const int64_t num_words = std::min(kTileWords, words - word);
+      for (int64_t w = 0; w < num_words; ++w) {
+        std::memcpy(wide.data() + w * kPitch, at(word + w, wide_row),
+                    static_cast<size_t>(4 * count));
       }
-      rows.store_tile(tile, row, word, kSlotsInOrder);
+      for (int64_t row = 0; row < count; row += kTileRows) {
+        for (int64_t w = 0; w < num_words; ++w) {
+          std::memcpy(tile.words[w], wide.data() + w * kPitch + row, sizeof(tile.words[w]));
+        }
+        rows.store_tile(tile, kTileRows, wide_row + row, word, kSlotsInOrder);
+      }
     }
   }
   return rows.take();
@@ -280,27 +331,28 @@ Result<Buffer> rows_from_words_along_k(const StoredCodes& stored, std::span<cons
 
 Result<Buffer> rows_from_awq_words(const StoredCodes& stored) {
   const int64_t stored_words = ceil_div(stored.n, 8);
-  return rows_from_columns(stored, kAwqSlots, [&](int64_t column, int64_t row, uint8_t* to) {
-    const int64_t count = std::min(kTileRows / 8, stored_words - row / 8);
-    std::memcpy(to, stored.words + 4 * (column * stored_words + row / 8),
-                static_cast<size_t>(4 * count));
-  });
+  return rows_from_columns(stored, kAwqSlots,
+                           [&](int64_t column, int64_t row, int64_t count, uint8_t* to) {
+                             std::memcpy(to, stored.words + 4 * (column * stored_words + row / 8),
+                                         static_cast<size_t>(4 * ceil_div(count, 8)));
+                           });
 }
 
 Result<Buffer> rows_from_nibbles_along_n(const StoredCodes& stored) {
-  return rows_from_columns(stored, kNibbleSlots, [&](int64_t column, int64_t row, uint8_t* to) {
-    const int64_t begin = column * stored.n + row, count = std::min(kTileRows, stored.n - row);
-    const uint8_t* const from = stored.words + begin / 2;
-    if (begin % 2 == 0) {
-      std::memcpy(to, from, static_cast<size_t>(ceil_div(count, 2)));
-      return;
-    }
-    const int64_t pairs = count / 2;
-    for (int64_t i = 0; i < pairs; ++i) {
-      to[i] = static_cast<uint8_t>(from[i] >> 4 | from[i + 1] << 4);
-    }
-    if (count % 2 != 0) to[pairs] = from[pairs] >> 4;
-  });
+  return rows_from_columns(stored, kNibbleSlots,
+                           [&](int64_t column, int64_t row, int64_t count, uint8_t* to) {
+                             const int64_t begin = column * stored.n + row;
+                             const uint8_t* const from = stored.words + begin / 2;
+                             if (begin % 2 == 0) {
+                               std::memcpy(to, from, static_cast<size_t>(ceil_div(count, 2)));
+                               return;
+                             }
+                             const int64_t pairs = count / 2;
+                             for (int64_t i = 0; i < pairs; ++i) {
+                               to[i] = static_cast<uint8_t>(from[i] >> 4 | from[i + 1] << 4);
+                             }
+                             if (count % 2 != 0) to[pairs] = from[pairs] >> 4;
+                           });
 }
 
 Result<Buffer> rows_with_columns(const StoredCodes& stored, int64_t row_bytes,
@@ -311,19 +363,25 @@ Result<Buffer> rows_with_columns(const StoredCodes& stored, int64_t row_bytes,
     return rows.take();
   }
   const int64_t words = rows.words(), used_bytes = ceil_div(stored.k * stored.bits, 8);
+  const int64_t whole_words = used_bytes / 4;
   Strip strip(stored.n, words);
-  for (int64_t row = 0; row < stored.n; row += kTileRows) {
-    const int64_t count = std::min(kTileRows, stored.n - row);
+  for (int64_t row = 0; row < stored.n; row += strip.slots) {
+    const int64_t count = std::min(strip.slots, stored.n - row);
     const uint8_t* const from = stored.words + row * row_bytes;
-    for (int64_t word = 0; word < words; ++word) {
-      const int64_t bytes = std::min<int64_t>(4, used_bytes - 4 * word);
-      uint32_t* const to = strip.word(word);
-      if (bytes == 4) {
-        for (int64_t s = 0; s < count; ++s) std::memcpy(to + s, from + s * row_bytes + 4 * word, 4);
-      } else {
-        for (int64_t s = 0; s < count; ++s) {
-          std::memcpy(to + s, from + s * row_bytes + 4 * word, static_cast<size_t>(bytes));
-        }
+    const auto copy_word = [&](int64_t word, int64_t slot) {
+      std::memcpy(strip.word(word) + slot, from + slot * row_bytes + 4 * word,
+                  static_cast<size_t>(std::min<int64_t>(4, used_bytes - 4 * word)));
+    };
+    for (int64_t s = 0; s < count; s += kLanes) {
+      int64_t word = 0;
+      for (; s + kLanes <= count && word + kLanes <= whole_words; word += kLanes) {
+        Words in[4], out[4];
+        for (int64_t i = 0; i < kLanes; ++i) in[i] = load(from + (s + i) * row_bytes + 4 * word);
+        transpose_lanes(in, out);
+        for (int64_t i = 0; i < kLanes; ++i) store(strip.word(word + i) + s, out[i]);
+      }
+      for (; word < words; ++word) {
+        for (int64_t i = s; i < std::min(s + kLanes, count); ++i) copy_word(word, i);
       }
     }
     store_gathered(stored, strip, order, row, rows);

@@ -12,7 +12,7 @@ namespace nibble::checkpoint {
 namespace {
 
 /// Sizes around every step of the code: words, vectors, tiles of 16 words and 128 rows.
-const int64_t kRows[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 63, 127, 128, 129, 261};
+const int64_t kRows[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 63, 127, 128, 129, 261, 1023, 1025};
 const int64_t kColumns[] = {1,  2,  3,  4,  5,  7,   8,   9,   15,  16, 17,
                             31, 33, 63, 64, 65, 127, 128, 129, 250, 257};
 
