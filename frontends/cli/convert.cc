@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <filesystem>
 #include <limits>
 #include <memory>
 
@@ -288,6 +289,7 @@ struct Summary {
   std::string spelling;  // of the output
   std::vector<std::string> dropped_files;
   int64_t bytes_before = 0, bytes_after = 0;  // of all tensors
+  size_t files_left = 0;     // of the source, for which one .gguf file has no place
   int64_t input_scales = 0;  // tensors that scale quantized activations, not carried over
   double seconds = 0;
 };
@@ -334,6 +336,7 @@ void print_as_json(const Arguments& args, const Checkpoint& source,
   json["dense"] = count(conversions, Outcome::kDense);
   json["dropped_files"] = summary.dropped_files;
   json["dropped_input_scales"] = summary.input_scales;
+  json["files_left"] = summary.files_left;
   json["checkpoint_bytes_before"] = summary.bytes_before;
   json["checkpoint_bytes_after"] = summary.bytes_after;
   json["seconds"] = summary.seconds;
@@ -365,6 +368,10 @@ void print_notes(const std::vector<Conversion>& conversions, const Summary& summ
         "{} scales of quantized activations are not carried over: the result quantizes "
         "weights alone\n",
         summary.input_scales);
+  }
+  if (summary.files_left > 0) {
+    fmt::print("{} other files are not carried over into one .gguf file; a directory gets them\n",
+               summary.files_left);
   }
   if (!summary.dropped_files.empty()) {
     fmt::print("not carried over, since they describe the quantization of the source: {}\n",
@@ -480,6 +487,8 @@ Status convert_checkpoint(const Arguments& args) {
   for (const TensorInfo& tensor : source.tensors()) summary.bytes_before += tensor.bytes;
   summary.bytes_after = writer.total_bytes();
   summary.input_scales = input_scales(source);
+  const bool one_file = writer.spelling() == "gguf" && !std::filesystem::is_directory(args.out);
+  if (one_file) summary.files_left = source.other_files().size();
   summary.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (args.json) {
     print_as_json(args, source, conversions, summary);

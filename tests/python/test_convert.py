@@ -322,6 +322,24 @@ def test_an_interrupted_convert_leaves_the_old_output(number, tmp_path):
     assert "precious.txt" not in tree(out)
 
 
+def test_quantize_writes_the_modelopt_spelling(model, tmp_path):
+    for form, algorithm in (("nvfp4", "W4A16_NVFP4"), ("int4-g16", "W4A16_AWQ")):
+        out = tmp_path / form
+        done = run_json("quantize", model, out, "--format", form, "--to", "modelopt")
+        assert done["spelling"] == "modelopt"
+        hf = json.loads((out / "hf_quant_config.json").read_text())
+        assert hf["quantization"]["quant_algo"] == algorithm
+        assert run_json("inspect", out)["spelling"] == "modelopt"
+        verified = run_json("verify", out, "--against", model)
+        errors = {layer["name"]: layer["relative_error"] for layer in verified["layers"]}
+        for layer in done["layers"]:
+            assert errors[layer["name"]] == pytest.approx(layer["relative_error"], rel=1e-9)
+    assert_fails(
+        UNSUPPORTED, "quantize", model, tmp_path / "x", "--format", "nf4-g64", "--to", "modelopt",
+        "--include", "up_proj", says="modelopt has no form for nf4-g64",
+    )  # fmt: skip
+
+
 def test_the_examples_of_the_howto_run(tmp_path):
     text = (ROOT / "docs/howto/convert-a-checkpoint.md").read_text()
     commands = re.findall(r"^build/nibble (.*)$", text, re.M)
