@@ -163,8 +163,55 @@ def write_modelopt():
     seed("modelopt-int8", int8, {"quantization_config": {"quant_method": "modelopt"}})
 
 
+def qweight_seeds():
+    """GPTQ and AWQ: both versions and widths, act-order, ragged and unequal groups."""
+
+    def gptq(n, k, bits, groups, index=None, zeros=b"\x77"):
+        words = [-(-k * bits // 32), -(-n * bits // 32)]
+        tensors = [
+            ("l.qweight", "I32", [words[0], n], bytes(i % 251 for i in range(4 * words[0] * n))),
+            ("l.qzeros", "I32", [groups, words[1]], zeros * (4 * groups * words[1])),
+            ("l.scales", "F16", [groups, n], b"\x00\x3c" * (groups * n)),
+        ]
+        if index:
+            tensors.append(("l.g_idx", "I32", [k], struct.pack(f"<{k}i", *index)))
+        return container(tensors)
+
+    def config(method, **keys):
+        return {"quantization_config": {"quant_method": method, **keys}}
+
+    mixed = [1, 0] * 16
+    sym = {"bits": 4, "group_size": 16, "sym": True}
+    seed("gptq-sym", gptq(8, 32, 4, 2, [0] * 16 + [1] * 16), config("gptq", **sym))
+    seed("gptq-act-order", gptq(8, 32, 4, 2, mixed), config("gptq", **sym, desc_act=True))
+    seed(
+        "gptq-v2",
+        gptq(9, 32, 4, 2, zeros=b"\x50"),
+        config("gptq", bits=4, group_size=16, sym=False, checkpoint_format="gptq_v2"),
+    )
+    seed("gptq-8-bit", gptq(5, 24, 8, 2, zeros=b"\x7f"), config("gptq", bits=8, group_size=16))
+    seed("gptq-unequal", gptq(3, 21, 4, 2, [0] * 5 + [1] * 16), config("gptq", bits=4))
+    seed("gptq-no-config", gptq(16, 512, 4, 2))
+    seed("gptq-dynamic", gptq(16, 32, 4, 2), config("gptq", bits=8, dynamic={"+:l": {"bits": 4}}))
+
+    def awq(n, k, groups):
+        words = -(-n // 8)
+        return container(
+            [
+                ("l.qweight", "I32", [k, words], bytes(i % 251 for i in range(4 * k * words))),
+                ("l.qzeros", "I32", [groups, words], b"\x58" * (4 * groups * words)),
+                ("l.scales", "F16", [groups, n], b"\x00\x3c" * (groups * n)),
+            ]
+        )
+
+    seed("awq", awq(16, 32, 2), config("awq", bits=4, group_size=16, version="GEMM"))
+    seed("awq-dense", awq(10, 40, 2), config("awq", bits=4, group_size=20, version="gemm"))
+    seed("awq-no-config", awq(16, 512, 2))
+
+
 def main():
     OUT.mkdir(exist_ok=True)
+    qweight_seeds()
     seed("int4-g16", container(integer_layer(3, 32, 4, 16), {"format": "pt"}), scheme(4, "int", 16))
     seed("int4-channel-ragged", container(integer_layer(2, 13, 4, 0)), scheme(4, "int", None))
     seed("uint4-g16", container(integer_layer(9, 32, 4, 16, False)), scheme(4, "int", 16, False))
