@@ -67,6 +67,15 @@ struct CpuGrid {
   int64_t items_m, items_n;
 };
 
+/// What a CUDA launch depends on beside the operands.
+struct CudaDevice {
+  int32_t sm;  ///< compute capability * 10
+  int32_t num_sms;
+  int64_t shared_bytes;   ///< largest dynamic shared memory of a block
+  bool weights_constant;  ///< nothing on the stream writes the weight: it may be read early
+  bool programmatic;      ///< launch so that the kernel may start before the one before it ends
+};
+
 struct MatmulArgs {
   const void*
       x;  ///< caller's x (kRaw) or the prepared form, whose rows have round_up(k, 32) columns
@@ -81,7 +90,8 @@ struct MatmulArgs {
   DType y_dtype;  ///< f32, f16, bf16
   EpilogueArgs epilogue;
   int64_t m;
-  CpuGrid grid;
+  CpuGrid grid;       ///< CPU rows only
+  CudaDevice device;  ///< CUDA rows only
 };
 
 /// x in its caller's form → a prepared form. Items are tiles of 8 rows.

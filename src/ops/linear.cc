@@ -138,6 +138,11 @@ Status Linear::State::run_band(const Plan& plan, const MatrixView& x, const Muta
   args.epilogue.bias_dtype = epilogue.bias_dtype;
   args.epilogue.activation = epilogue.activation;
   args.m = x.rows;
+  if (options.device.backend == Backend::kCuda) {
+    // The op owns the weight, and its upload is complete: kernels may read it early.
+    args.device = {options.device.sm, options.device.num_sms, options.device.shared_bytes, true,
+                   true};
+  }
   for (int32_t i = 0; i < plan.num_steps; ++i) {
     const Step& step = plan.steps[static_cast<size_t>(i)];
     const KernelInfo& kernel = all_kernels()[static_cast<size_t>(step.kernel)];

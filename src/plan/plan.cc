@@ -345,9 +345,10 @@ std::span<const KernelRow> kernels() {
 
 Result<Layout> preferred_layout(const Format& format, const Device& device) {
   NIBBLE_RETURN_IF_ERROR(format.validate());
-  // One layout per architecture class: every CPU row but the row-major ones reads panels.
-  return Layout{device.backend == Backend::kCpu ? LayoutId::kCpuPanel16 : LayoutId::kRowMajor,
-                false};
+  // One layout per architecture class: every CPU row but the row-major ones reads panels, every GPU
+  // row from sm_80 on fragments.
+  if (device.backend == Backend::kCpu) return Layout{LayoutId::kCpuPanel16, false};
+  return Layout{device.sm >= 80 ? LayoutId::kCudaFrag16 : LayoutId::kRowMajor, false};
 }
 
 Result<PackedWeightInfo> described_weight(const Format& format, int64_t n, int64_t k,

@@ -10,6 +10,11 @@
 #else
 #define NIBBLE_HD inline
 #endif
+#if defined(__CUDA_ARCH__)
+#define NIBBLE_UNROLL _Pragma("unroll")
+#else
+#define NIBBLE_UNROLL
+#endif
 
 namespace nibble {
 

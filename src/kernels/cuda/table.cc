@@ -5,6 +5,8 @@ namespace nibble {
 
 int naive_load_cuda();
 int naive_matmul_cuda(const MatmulArgs&, void* stream);
+int skinny_load();
+int skinny_matmul(const MatmulArgs&, void* stream);
 
 namespace {
 
@@ -34,6 +36,34 @@ constexpr KernelInfo kRows[] = {
              .macs_per_ns = 400},
      .cuda_matmul = naive_matmul_cuda,
      .cuda_load = naive_load_cuda},
+    {.row = {.name = "cuda_skinny_frag16",
+             .kind = StepKind::kMatmul,
+             .backend = Backend::kCuda,
+             .min_sm = 80,
+             .max_sm = 129,
+             .layout = LayoutId::kCudaFrag16,
+             .elements = bits(Element::kInt4, Element::kUint4, Element::kE2M1, Element::kNF4,
+                              Element::kInt8, Element::kUint8),
+             .scale_dtypes =
+                 bits(DType::kF32, DType::kF16, DType::kBF16, DType::kE4M3, DType::kE8M0),
+             .zero_kinds = bits(ZeroKind::kNone, ZeroKind::kInteger, ZeroKind::kFloatCode,
+                                ZeroKind::kAdditive),
+             .min_group = 16,
+             .paired = true,
+             .compute = Compute::kExact,
+             .x_form = XForm::kRaw,
+             .x_dtypes = bits(DType::kF32, DType::kF16, DType::kBF16),
+             .gathers = true,
+             .pre_scales = true,
+             .block_m = 16,
+             .block_n = 16,
+             .bits_depend_on_m = true,
+             // Only nf4 has values that BF16 does not hold.
+             .numerics = {.w_rounds_to = DType::kBF16, .scale_applied_at = ScaleAt::kGroupSum},
+             .bytes_per_ns = 2500,
+             .macs_per_ns = 40000},
+     .cuda_matmul = skinny_matmul,
+     .cuda_load = skinny_load},
 };
 
 }  // namespace

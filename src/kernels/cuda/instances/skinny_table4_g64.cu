@@ -1,0 +1,9 @@
+#include "kernels/cuda/skinny.cuh"
+
+namespace nibble {
+
+const void* skinny_table4_g64(int32_t tiles, bool) {
+  return skinny_of_tiles<Expand::kTable4, 64, false>(tiles);
+}
+
+}  // namespace nibble
