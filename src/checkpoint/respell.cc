@@ -313,8 +313,17 @@ class Builder {
 
 // --------------------------------------------------------------------------------- comparing
 
+/// Whether both are views of the same bytes, decoded in the same way.
+bool share_everything(const QuantizedTensor& a, const QuantizedTensor& b) {
+  return a.format == b.format && a.codes.data() == b.codes.data() &&
+         a.scales.data() == b.scales.data() && a.zeros.data() == b.zeros.data() &&
+         a.k_perm == b.k_perm && a.tensor_scales == b.tensor_scales &&
+         a.tensor_scale_op == b.tensor_scale_op;
+}
+
 /// The first row in which the two differ, or -1.
 int64_t first_difference(const QuantizedTensor& a, const QuantizedTensor& b, ThreadPool* pool) {
+  if (share_everything(a, b)) return -1;
   constexpr int64_t kBandValues = 1 << 18;
   const int64_t band = std::clamp<int64_t>(kBandValues / a.k, 1, a.n);
   std::atomic<int64_t> first = INT64_MAX;

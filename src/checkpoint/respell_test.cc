@@ -106,7 +106,7 @@ TEST(ConvertExactly, GroupsAreSplitAndScalesStoredInAnotherTypeWhereItHasThem) {
   converted(weight("int4-channel:f16", 4, 96), "gguf", "int4-g32:f16");
   EXPECT_SAYS(refused(weight("int4-g16:f16", 4, 96), "gguf"), "gguf has no exact form");
   EXPECT_SAYS(refused(weight("int4-channel:f16", 4, 80), "gguf"), "80 is not a multiple of 32");
-  // 0.001 as bf16 has no neighbour in f16's reach? It has: bf16 values of this size are f16's too.
+  // bf16 has fewer digits than f16: scales of ordinary size are values of both.
   converted(weight("int4-g32", 4, 96), "gguf", "int4-g32:f16");
   QuantizedTensor small = weight("int4-g32", 4, 96);
   store_from_f32(small.scales.mutable_data(), DType::kBF16, 7, 1e-9f);
