@@ -53,8 +53,9 @@ def save(path, model, external=None):
     return path
 
 
-def dense(path, out):
+def dense(path):
     """Our own values of every float tensor and decoded weight."""
+    out = path.with_name(path.name + "-dense")
     run_ok("convert", path, out, "--to", "dense", "--dtype", "f32")
     return {
         name: np.frombuffer(data, np.float32).reshape(shape)
@@ -128,7 +129,7 @@ def test_dequantize_linear_is_the_reference_evaluators(dtype, transposed, extern
                 model = dequantize_model(shape, dtype, scale, axis, block, zero, transposed, rng)
                 expected = reference_matrix(model, shape[1 if transposed else 0], scale)
                 folder = tmp_path / f"{shape[0]}-{block}-{scale}"
-                ours = dense(save(folder, model, external), folder / "dense")["up.weight"]
+                ours = dense(save(folder, model, external))["up.weight"]
                 # The reference rounds to the type of the scales, as the operator says.
                 ours = ours.astype(SCALES[scale][1]) if scale != "f32" else ours
                 expected = expected if transposed else expected.T
@@ -162,9 +163,7 @@ def test_nvfp4_is_two_nodes(product, tmp_path):
     assert (
         layer["format"] == {"f32": "nvfp4", "f16": "fp4-g16:f16", "bf16": "fp4-g16:bf16"}[product]
     )
-    ours = next(
-        value for name, value in dense(tmp_path / "m", tmp_path / "dense").items() if "up" in name
-    )
+    ours = next(value for name, value in dense(tmp_path / "m").items() if "up" in name)
     np.testing.assert_array_equal(ours.astype(SCALES[product][1]), np.asarray(w))
     elements = onnx.numpy_helper.to_array(tensors[0]).astype(np.float32)
     exact = elements * np.repeat(np.asarray(s).astype(np.float32), 16, axis=1)
@@ -242,7 +241,7 @@ def test_matmul_nbits_is_onnxruntimes(block, bits, zero, tmp_path):
         folder = save(tmp_path / f"{n}", model)
         identity = {"x": np.eye(k, dtype=np.float32)}
         expected = session_outputs(model, identity, folder)["y"].T
-        ours = dense(folder, folder / "dense")["up.weight"]
+        ours = dense(folder)["up.weight"]
         if zero == "float":  # the session computes q * s - z * s
             np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-6 * abs(expected).max())
         else:
@@ -258,7 +257,7 @@ def test_group_index_is_onnxruntimes(tmp_path):
     folder = save(tmp_path / "m", model)
     identity = {"x": np.eye(160, dtype=np.float32)}
     expected = session_outputs(model, identity, folder)["y"].T
-    ours = dense(folder, tmp_path / "dense")["up.weight"]
+    ours = dense(folder)["up.weight"]
     np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-6 * abs(expected).max())
 
 
@@ -290,7 +289,7 @@ def test_gather_block_quantized_is_onnxruntimes(block, dtype, zero, tmp_path):
     model = model_of([node], tensors, [ids], [y])
     folder = save(tmp_path / "m", model)
     expected = session_outputs(model, {"ids": np.arange(rows)}, folder)["y"]
-    np.testing.assert_array_equal(dense(folder, tmp_path / "dense")["embed.weight"], expected)
+    np.testing.assert_array_equal(dense(folder)["embed.weight"], expected)
 
 
 @needs_convert
@@ -332,7 +331,7 @@ def test_what_the_quantizer_makes(block, symmetric, form, tmp_path):
     report = run_json("inspect", folder)
     assert report["spelling"] == "onnx"
     assert {layer["name"] for layer in report["layers"]} == set(shapes)
-    ours = dense(folder, tmp_path / "dense")
+    ours = dense(folder)
     theirs = session_outputs(made, feed, folder)
     for name in shapes:
         np.testing.assert_array_equal(ours[f"{name}.weight"], theirs[f"{name}.y"].T, err_msg=name)
