@@ -1,5 +1,5 @@
-// libFuzzer target: a GGUF file in memory. Whatever opens must be loadable or refused, and its pairs
-// must make a header again.
+// libFuzzer target: a GGUF file in memory. Whatever opens must be loadable or refused, and its
+// pairs must make a header again.
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -17,8 +17,7 @@ void write_header(const std::vector<uint8_t>& file, const nibble::Checkpoint& ch
   const auto bytes = nibble::Buffer::view(file.data(), static_cast<int64_t>(file.size()));
   const auto pairs = GgufPairs::of_file(MappedFile::of_memory(bytes), "input");
   if (!pairs.ok() || pairs->alignment() > 1 << 16) return;
-  std::vector<nibble::TensorInfo> tensors(checkpoint.tensors().begin(),
-                                          checkpoint.tensors().end());
+  std::vector<nibble::TensorInfo> tensors(checkpoint.tensors().begin(), checkpoint.tensors().end());
   const auto header = gguf_header(tensors, *pairs);
   if (!header.ok() || header->file_bytes > 1 << 24) return;
   std::vector<uint8_t> out(static_cast<size_t>(header->file_bytes));
