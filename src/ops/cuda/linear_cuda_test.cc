@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
 #include <random>
 
@@ -190,6 +191,48 @@ TEST_F(LinearOnGpu, TakesOddShapesShortGroupsAndManyBlocks) {
     for (const char* format : {"int4-g128", "nvfp4", "uint4-g32:f16:zfloat", "int8-channel"}) {
       for (const int64_t m : {1, 3, 16}) {
         expect_exact(exact_weight(format, n, k), kFragments, m, DType::kBF16);
+      }
+    }
+  }
+}
+
+// From 17 rows of BF16 on, an H200 takes the wide kernels: all their tiles, splits of K and ways to
+// store, beside the shapes that leave tiles, blocks and panels half empty.
+TEST_F(LinearOnGpu, MultipliesManyRowsExactlyOnExactData) {
+  for (const auto& [n, k, m] : {std::array<int64_t, 3>{128, 128, 64},
+                                {70, 304, 37},
+                                {300, 2048, 130},
+                                {256, 4304, 300},
+                                {48, 64, 17},
+                                {640, 8192, 33}}) {
+    for (const char* format :
+         {"int4-g128", "int4-g32", "int4-g16:f32", "int4-channel", "int4-g64:f16", "uint4-g32",
+          "uint4-g128:f16", "nvfp4", "mxfp4", "fp4-g32", "fp4-g64:f16"}) {
+      expect_exact(exact_weight(format, n, k), kFragments, m, DType::kBF16);
+    }
+  }
+}
+
+TEST_F(LinearOnGpu, ManyRowsTakeTensorScalesAndPairedWeights) {
+  const int64_t m = 100, n = 2 * 152, k = 1000;
+  for (const char* format : {"nvfp4", "int4-g128", "uint4-g32:f16"}) {
+    QuantizedTensor q = exact_weight(format, n, k);
+    q.tensor_scales = {{0, 0.0625f}, {n / 2, 0.25f}};
+    expect_exact(q, kFragments, m, DType::kBF16);
+    auto op = linear(q, kPairedFragments);
+    ASSERT_TRUE(op.ok()) << op.status().message();
+    const auto x = integers(m * k);
+    const GpuMatrix gx(DType::kBF16, m, k, x);
+    GpuMatrix gy(DType::kF32, m, n / 2);
+    ASSERT_TRUE(op->run(gx.view(), gy.mutable_view()).ok());
+    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    const auto sums = product(q, x, m);
+    const auto y = gy.read();
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t j = 0; j < n / 2; ++j) {
+        const auto gate = static_cast<float>(sums[static_cast<size_t>(i * n + j)]);
+        const auto up = static_cast<float>(sums[static_cast<size_t>(i * n + n / 2 + j)]);
+        ASSERT_EQ(y[static_cast<size_t>(i * (n / 2) + j)], gate * up) << format << i << " " << j;
       }
     }
   }

@@ -1,0 +1,13 @@
+#include "kernels/cuda/wide.cuh"
+
+namespace nibble {
+
+WideKernel wide_e2m1_bf16_g32(int32_t tokens, bool) {
+  return wide_of_tokens<Expand::kE2M1, 32, WideScale::kBf16, false>(tokens);
+}
+
+WideKernel wide_e2m1_f32_g32(int32_t tokens, bool) {
+  return wide_of_tokens<Expand::kE2M1, 32, WideScale::kF32, false>(tokens);
+}
+
+}  // namespace nibble

@@ -1,0 +1,15 @@
+#include "kernels/cuda/wide.cuh"
+
+namespace nibble {
+
+WideKernel wide_integer4_bf16_g32(int32_t tokens, bool zeros) {
+  return zeros ? wide_of_tokens<Expand::kInteger4, 32, WideScale::kBf16, true>(tokens)
+               : wide_of_tokens<Expand::kInteger4, 32, WideScale::kBf16, false>(tokens);
+}
+
+WideKernel wide_integer4_f32_g32(int32_t tokens, bool zeros) {
+  return zeros ? wide_of_tokens<Expand::kInteger4, 32, WideScale::kF32, true>(tokens)
+               : wide_of_tokens<Expand::kInteger4, 32, WideScale::kF32, false>(tokens);
+}
+
+}  // namespace nibble
