@@ -1,4 +1,5 @@
-// libFuzzer target: an input is an ONNX model in memory. Whatever opens must be loadable or refused.
+// libFuzzer target: an input is an ONNX model in memory. Whatever opens must be loadable or
+// refused.
 #include <cstdint>
 #include <cstdlib>
 #include <vector>
