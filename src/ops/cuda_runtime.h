@@ -19,6 +19,10 @@ Result<Buffer> copy_to_gpu(const void* data, int64_t bytes, int32_t index);
 /// Makes GPU `index` current on this thread.
 Status use_gpu(int32_t index);
 
+/// Loads every row that a call with weights of this layout may take: which one it is depends on the
+/// rows and dtype of x, and a call may stand in a graph capture.
+Status prepare_rows(LayoutId layout, const Device& device);
+
 /// "cudaErrorInvalidValue: invalid argument"
 std::string cuda_error_text(int error);
 

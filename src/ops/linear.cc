@@ -209,6 +209,9 @@ Result<Linear> Linear::create(PackedWeight weight, LinearOptions options) {
       NIBBLE_RETURN_IF_ERROR(prepare(plan, state->options.device));
     }
   }
+  if (state->options.device.backend == Backend::kCuda) {
+    NIBBLE_RETURN_IF_ERROR(prepare_rows(state->weight.info.layout.id, state->options.device));
+  }
   return Linear(std::move(state));
 }
 

@@ -19,16 +19,33 @@ Result<PackedWeight> upload(const PackedWeight& weight, const Device& device) {
   return copy;
 }
 
+namespace {
+
+Status load(const KernelInfo& kernel) {
+  if (const int error = kernel.cuda_load(); error != 0) {
+    return {Code::kCuda, std::string(kernel.row.name) + " did not load: " + cuda_error_text(error)};
+  }
+  return {};
+}
+
+}  // namespace
+
 Status prepare(const Plan& plan, const Device& device) {
   if (device.backend == Backend::kCpu) return {};
   NIBBLE_RETURN_IF_ERROR(use_gpu(device.index));
   for (int32_t i = 0; i < plan.num_steps; ++i) {
-    const KernelInfo& kernel =
-        all_kernels()[static_cast<size_t>(plan.steps[static_cast<size_t>(i)].kernel)];
-    if (const int error = kernel.cuda_load(); error != 0) {
-      return {Code::kCuda,
-              std::string(kernel.row.name) + " did not load: " + cuda_error_text(error)};
-    }
+    NIBBLE_RETURN_IF_ERROR(
+        load(all_kernels()[static_cast<size_t>(plan.steps[static_cast<size_t>(i)].kernel)]));
+  }
+  return {};
+}
+
+Status prepare_rows(LayoutId layout, const Device& device) {
+  NIBBLE_RETURN_IF_ERROR(use_gpu(device.index));
+  for (const KernelInfo& kernel : cuda_kernels()) {
+    const KernelRow& row = kernel.row;
+    if (row.layout != layout || device.sm < row.min_sm || device.sm > row.max_sm) continue;
+    NIBBLE_RETURN_IF_ERROR(load(kernel));
   }
   return {};
 }

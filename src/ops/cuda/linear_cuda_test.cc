@@ -213,6 +213,35 @@ TEST_F(LinearOnGpu, MultipliesManyRowsExactlyOnExactData) {
   }
 }
 
+TEST_F(LinearOnGpu, TheFirstUseWithManyRowsMayHappenUnderGraphCapture) {
+  const int64_t m = 200;
+  const QuantizedTensor q = exact_weight("nvfp4", 256, 1024);
+  auto op = linear(q, kFragments);
+  ASSERT_TRUE(op.ok()) << op.status().message();
+  const auto x = integers(m * 1024);
+  const GpuMatrix gx(DType::kBF16, m, 1024, x);
+  GpuMatrix gy(DType::kF32, m, 256);
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t instance;
+  ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
+  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
+  RunContext context;
+  context.stream = stream;
+  const Status status = op->run(gx.view(), gy.mutable_view(), {}, context);
+  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+  ASSERT_TRUE(status.ok()) << status.message();
+  ASSERT_EQ(cudaGraphInstantiate(&instance, graph, 0), cudaSuccess);
+  ASSERT_EQ(cudaGraphLaunch(instance, stream), cudaSuccess);
+  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+  const auto expected = product(q, x, m);
+  const auto y = gy.read();
+  for (size_t i = 0; i < y.size(); ++i) ASSERT_EQ(static_cast<double>(y[i]), expected[i]) << i;
+  cudaGraphExecDestroy(instance);
+  cudaGraphDestroy(graph);
+  cudaStreamDestroy(stream);
+}
+
 TEST_F(LinearOnGpu, ManyRowsTakeTensorScalesAndPairedWeights) {
   const int64_t m = 100, n = 2 * 152, k = 1000;
   for (const char* format : {"nvfp4", "int4-g128", "uint4-g32:f16"}) {
