@@ -72,18 +72,6 @@ NIBBLE_DEVICE void store_floats(uint32_t address, const float (&v)[kCount]) {
   }
 }
 
-/// Starts copying 16 bytes to shared memory past L1; this thread's later cp_async_wait waits for
-/// it.
-NIBBLE_DEVICE void cp_async_16(uint32_t to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-NIBBLE_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-/// Returns when all but the youngest kPending groups of this thread have landed.
-template <int kPending>
-NIBBLE_DEVICE void cp_async_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
 /// Constant global memory that is read once: past L1.
 NIBBLE_DEVICE uint4 load_global_16(const uint8_t* p) {
   uint4 v;

@@ -210,15 +210,13 @@ struct ChunkSums {
   uint32_t x_item, x_chunk;             // shared address of this lane's x
   SkinnyTotals<Config> totals;
 
-  NIBBLE_DEVICE void add(ChunkFeed<Config>& feed, const Chunk<Config>& chunk, uint32_t scratch) {
-    uint4 codes[4];
-    feed.take_codes(codes);
+  NIBBLE_DEVICE void add(const Chunk<Config>& chunk, uint32_t scratch) {
     share_scales(args, chunk, scratch, lane);
     constexpr int kFloats = 2 * Config::kGroupsPerBlock;  // of a lane and block
     const uint32_t own = scratch + 4 * kFloats * (lane / 4);
 #pragma unroll
     for (int block = 0; block < Config::kChunkBlocks; ++block) {
-      add_block(codes + block * Config::kBlockLoads, own + block * 4 * 8 * kFloats,
+      add_block(chunk.codes + block * Config::kBlockLoads, own + block * 4 * 8 * kFloats,
                 x_chunk + block * 2 * x.half_stride, expand, x, totals);
     }
     x_chunk += 2 * Config::kChunkBlocks * x.half_stride;
@@ -261,8 +259,6 @@ __global__ void __launch_bounds__(32 * Config::kMostWarps,
   const uint32_t scratch =
       shared + static_cast<uint32_t>(args.memory.scratch + static_cast<int32_t>(threadIdx.x / 32) *
                                                                args.memory.scratch_bytes);
-  const uint32_t ring = shared + static_cast<uint32_t>(args.memory.ring) +
-                        threadIdx.x / 32 * (kSkinnyStages * kSkinnyChunkBytes);
   SkinnyExpander<Config> expand{};
   Chunk<Config> even, odd;
   even.clear();
@@ -271,11 +267,12 @@ __global__ void __launch_bounds__(32 * Config::kMostWarps,
 #pragma unroll 1
   for (int32_t slice = 0; slice < args.slices; ++slice) {
     const WarpWork work = warp_work(args, slice);
-    ChunkFeed<Config> feed(args, work, lane, ring);
+    ChunkFeed<Config> feed(args, work, lane);
     // Weights of an op are constant: they may travel while the kernel before is still running.
     const bool early = slice == 0 && a.device.weights_constant && a.device.programmatic;
     if (early) {
-      feed.begin(even, odd);
+      feed.load(even);
+      feed.load(odd);
     }
     if (slice == 0) {
       wait_for_earlier_kernels();
@@ -298,7 +295,8 @@ __global__ void __launch_bounds__(32 * Config::kMostWarps,
     int32_t x_part = static_cast<int32_t>(threadIdx.x / 32);
     runs.load(x_part);
     if (!early) {
-      feed.begin(even, odd);
+      feed.load(even);
+      feed.load(odd);
     }
     runs.store(x_part);
 #pragma unroll 1
@@ -347,11 +345,11 @@ __global__ void __launch_bounds__(32 * Config::kMostWarps,
     if (work.chunks > 0) {
 #pragma unroll 1
       while (sums.panels > 0) {
-        sums.add(feed, even, scratch);
-        feed.load_scales(even);
+        sums.add(even, scratch);
+        feed.load(even);
         if (sums.panels == 0) break;
-        sums.add(feed, odd, scratch + args.memory.scratch_bytes / 2);
-        feed.load_scales(odd);
+        sums.add(odd, scratch + args.memory.scratch_bytes / 2);
+        feed.load(odd);
       }
     }
   }

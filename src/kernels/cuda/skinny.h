@@ -20,8 +20,6 @@ constexpr int32_t skinny_most_warps(int32_t tiles, bool zeros) {
   if (tiles == 1) return zeros ? 12 : 8;
   return tiles == 2 && !zeros ? 12 : 8;
 }
-constexpr int kSkinnyStages = 4;  // chunks of codes in flight a warp
-constexpr int kSkinnyChunkBytes = 2048;
 constexpr int kSkinnyTableBytes = 256 * 32 * 4;
 
 /// How a block of threads and its cluster share the work. One cluster owns `panels` panels of 16
@@ -37,7 +35,7 @@ struct SkinnyGeometry {
 /// Places in shared memory, in bytes.
 struct SkinnyMemory {
   int32_t scratch, scratch_bytes;  ///< of all warps; of one
-  int32_t ring, x, partials, table;
+  int32_t x, partials, table;
   int32_t total;
 };
 

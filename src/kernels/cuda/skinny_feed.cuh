@@ -106,12 +106,15 @@ struct RawValues {
   }
 };
 
-/// Scales and zeros of one chunk in the registers of a warp.
+/// One chunk in the registers of a warp.
 template <class Config>
 struct Chunk {
+  uint4 codes[4];
   RawValues<Config::kValues> scales, zeros;
 
   NIBBLE_DEVICE void clear() {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) codes[i] = make_uint4(0, 0, 0, 0);
     scales.clear();
     if constexpr (Config::kZeros) zeros.clear();
   }
@@ -153,23 +156,16 @@ NIBBLE_DEVICE WarpWork warp_work(const SkinnyArgs& args, int32_t slice) {
   return w;
 }
 
-/// Loads the chunks of one warp, panel after panel: codes kSkinnyStages chunks ahead into the
-/// warp's ring in shared memory, scales two chunks ahead into registers. Lanes read what they
-/// copied themselves, so that nobody waits for anybody.
+/// Loads the chunks of one warp, panel after panel.
 template <class Config>
 struct ChunkFeed {
   const SkinnyArgs& args;
   const uint8_t *codes, *scales, *zeros;  // this lane's, of the next chunk
-  uint32_t ring;                          // shared address of this lane's first 16 bytes
-  uint32_t issued, taken;                 // chunks of codes
   int32_t item_blocks, item_chunks;
-  int32_t code_blocks, code_panels;    // left: of the item, with it
-  int32_t scale_blocks, scale_panels;  // likewise
-  int32_t lane_block;                  // block of the chunk whose scales this lane loads
+  int32_t blocks, panels;  // left: of the item, with it
+  int32_t lane_block;      // block of the chunk whose scales this lane loads
 
-  NIBBLE_DEVICE ChunkFeed(const SkinnyArgs& a, const WarpWork& work, int32_t lane,
-                          uint32_t warp_ring)
-      : args(a), ring(warp_ring + 16 * lane), issued(0), taken(0) {
+  NIBBLE_DEVICE ChunkFeed(const SkinnyArgs& a, const WarpWork& work, int32_t lane) : args(a) {
     const WeightArgs& w = a.matmul.w;
     lane_block = lane / Config::kLanesPerBlock;
     codes = w.codes + work.panel * a.panel_code_bytes +
@@ -187,65 +183,39 @@ struct ChunkFeed {
     if constexpr (Config::kZeros) {
       zeros = static_cast<const uint8_t*>(w.zeros) + value * a.zero_bytes;
     }
-    item_blocks = code_blocks = scale_blocks = work.blocks;
+    item_blocks = blocks = work.blocks;
     item_chunks = work.chunks;
-    code_panels = scale_panels = work.chunks > 0 ? work.panels : 0;
+    panels = work.chunks > 0 ? work.panels : 0;
   }
 
-  /// Starts copying the codes of the next chunk. Blocks past K keep what an earlier chunk left:
-  /// their x is 0, and every code is finite.
-  NIBBLE_DEVICE void issue_codes() {
-    if (code_panels > 0) {
-      const uint32_t to = ring + issued % kSkinnyStages * kSkinnyChunkBytes;
+  // Blocks past K keep what an earlier chunk left: their x is 0, and every code is finite.
+  NIBBLE_DEVICE void load(Chunk<Config>& to) {
+    if (panels == 0) return;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (i / Config::kBlockLoads < code_blocks) cp_async_16(to + 512 * i, codes + 512 * i);
-      }
-      codes += kSkinnyChunkBytes;
-      code_blocks -= Config::kChunkBlocks;
-      if (code_blocks <= 0) {
-        --code_panels;
-        code_blocks = item_blocks;
-        codes += args.panel_step * args.panel_code_bytes - int64_t{item_chunks} * kSkinnyChunkBytes;
-      }
+    for (int i = 0; i < 4; ++i) {
+      if (i / Config::kBlockLoads < blocks) to.codes[i] = load_global_16(codes + 512 * i);
     }
-    ++issued;
-    cp_async_commit();  // an empty group too: groups are counted
-  }
-
-  /// The codes of the oldest chunk; its place gets the next one.
-  NIBBLE_DEVICE void take_codes(uint4 (&to)[4]) {
-    cp_async_wait<kSkinnyStages - 1>();
-    const uint32_t from = ring + taken % kSkinnyStages * kSkinnyChunkBytes;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) to[i] = load_shared_16(from + 512 * i);
-    ++taken;
-    issue_codes();
-  }
-
-  NIBBLE_DEVICE void load_scales(Chunk<Config>& to) {
-    if (scale_panels == 0) return;
-    if (lane_block < scale_blocks) {
+    if (lane_block < blocks) {
       to.scales.load(scales, args.scale_bytes);
       if constexpr (Config::kZeros) to.zeros.load(zeros, args.zero_bytes);
     }
-    int64_t values = args.chunk_values;
-    scale_blocks -= Config::kChunkBlocks;
-    if (scale_blocks <= 0) {
-      --scale_panels;
-      scale_blocks = item_blocks;
-      values += args.panel_step * args.panel_values - int64_t{item_chunks} * args.chunk_values;
-    }
-    scales += values * args.scale_bytes;
-    if constexpr (Config::kZeros) zeros += values * args.zero_bytes;
+    codes += Config::kChunkBlocks * Config::kBlockBytes;
+    scales += args.chunk_values * args.scale_bytes;
+    if constexpr (Config::kZeros) zeros += args.chunk_values * args.zero_bytes;
+    blocks -= Config::kChunkBlocks;
+    if (blocks <= 0) next_panel();
   }
 
-  /// Everything that is asked for before anything is read.
-  NIBBLE_DEVICE void begin(Chunk<Config>& even, Chunk<Config>& odd) {
-    load_scales(even);
-    load_scales(odd);
-#pragma unroll 1
-    for (int i = 0; i < kSkinnyStages; ++i) issue_codes();
+ private:
+  NIBBLE_DEVICE void next_panel() {
+    --panels;
+    blocks = item_blocks;
+    codes += args.panel_step * args.panel_code_bytes -
+             int64_t{item_chunks} * (Config::kChunkBlocks * Config::kBlockBytes);
+    const int64_t values =
+        args.panel_step * args.panel_values - int64_t{item_chunks} * args.chunk_values;
+    scales += values * args.scale_bytes;
+    if constexpr (Config::kZeros) zeros += values * args.zero_bytes;
   }
 };
 

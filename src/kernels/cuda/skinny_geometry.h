@@ -53,8 +53,7 @@ inline SkinnyMemory memory(const WeightArgs& w, const SkinnyGeometry& g, int32_t
   SkinnyMemory m{};
   const int32_t arrays = w.zero_kind == ZeroKind::kNone ? 1 : 2;  // scales, zeros
   m.scratch_bytes = 2 * arrays * 4 * chunk_values(w);             // of two chunks
-  m.ring = m.scratch + align(int64_t{g.warps} * m.scratch_bytes);
-  m.x = m.ring + g.warps * kSkinnyStages * kSkinnyChunkBytes;
+  m.x = m.scratch + align(int64_t{g.warps} * m.scratch_bytes);
   // Whole parts of 256 columns, in half blocks.
   const int64_t x_blocks = ceil_div(int64_t{g.slice_chunks} * chunk_blocks(w), 4) * 4;
   m.partials = m.x + align(2 * x_blocks * x_half_bytes(columns));
@@ -67,7 +66,7 @@ inline SkinnyMemory memory(const WeightArgs& w, const SkinnyGeometry& g, int32_t
 /// Warps are a multiple of parts: a warp keeps its part of K for all its panels.
 inline void share_out(SkinnyGeometry& g, int64_t own_chunks, int32_t most_warps) {
   int64_t least = INT64_MAX;
-  for (int32_t warps = most_warps; warps >= (most_warps + 1) / 2; --warps) {
+  for (int32_t warps = most_warps; warps >= most_warps / 2; --warps) {
     for (int32_t parts = 1; parts <= std::min<int64_t>(warps, own_chunks); ++parts) {
       if (warps % parts != 0) continue;
       const int64_t chunks = ceil_div(g.panels, warps / parts) * ceil_div(own_chunks, parts);
@@ -101,20 +100,18 @@ inline SkinnyGeometry geometry(const WeightArgs& w, int32_t columns, int32_t til
     g.slice_chunks = static_cast<int32_t>(own_chunks);
     share_out(g, own_chunks, most_warps);
     // What is left of an SM's shared memory for each block, less what the system takes.
-    int32_t warps = most_warps;
     const int64_t shared = device.shared_bytes / blocks_an_sm - (blocks_an_sm > 1 ? 1024 : 0);
     while (memory(w, g, columns).total > shared) {
-      // x in more slices first, then fewer panels a block, then fewer warps.
-      if (g.slice_chunks > 4 || (g.panels == 1 && warps < 2 && g.slice_chunks > 1)) {
+      // x in more slices first, then fewer panels a block.
+      if (g.slice_chunks > 4 || (g.panels == 1 && g.slice_chunks > 1)) {
         g.slice_chunks = static_cast<int32_t>(ceil_div(g.slice_chunks, 2));
-      } else if (g.panels > warps) {
+      } else if (g.panels > 1) {
         g.panels = static_cast<int32_t>(ceil_div(g.panels, 2));
-      } else if (warps > 1) {
-        warps /= 2;
       } else {
         break;  // a launch that is refused; no format and device get here
       }
-      share_out(g, std::min<int64_t>(own_chunks, g.slice_chunks), warps);
+      g.warps = most_warps;
+      share_out(g, std::min<int64_t>(own_chunks, g.slice_chunks), most_warps);
     }
     // Bytes that the busiest SM reads: weights, x, and what a cluster's
     // barriers and the sums at the end take in the time of bytes.
