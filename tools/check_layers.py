@@ -27,7 +27,7 @@ MAY_SEE = {
 HEADER_STAGE = {"types": "core", "policy": "models"}
 # these see include/nibble/*.h and the files of their own folder, and nothing else of ours
 PUBLIC_ONLY = ("frontends/", "compat/", "examples/", "tests/api/", "tests/consumer/", "src/capi/")
-# these, and every *_test.cc and *_fuzz.cc beside its code, may include any stage
+# these, and every *_test.cc, *_fuzz.cc and test_*.h beside its code, may include any stage
 ANYTHING = ("tests/internal/", "tests/support/", "tests/fuzz/", "bench/")
 HOMES = [  # third-party headers: the only folders that may include them
     (
@@ -54,7 +54,7 @@ HOMES = [  # third-party headers: the only folders that may include them
     (r"nlohmann/", ("src/checkpoint/", "frontends/", "tests/", "bench/", "examples/")),
     (r"CLI/", ("frontends/cli/",)),
     (r"fmt/", ("frontends/", "bench/")),
-    (r"gtest/|gmock/", ("tests/",)),  # and every *_test.cc
+    (r"gtest/|gmock/", ("tests/",)),  # and every *_test.cc and test_*.h
     (r"sentencepiece", ("src/models/",)),
     (r"nanobind/|Python\.h|pybind11/", ("frontends/python/",)),
     (r"torch/|ATen/|c10/", ()),
@@ -140,7 +140,7 @@ def layer_errors(path: str, header: str, target: str):
 
 def errors(path: str, text: str):
     """Every broken rule of one file, as a line of text."""
-    is_test = path.endswith(("_test.cc", "_fuzz.cc"))
+    is_test = path.endswith(("_test.cc", "_fuzz.cc")) or "/test_" in path
     sees_all = (is_test and not path.startswith(PUBLIC_ONLY)) or path.startswith(ANYTHING)
     for header in INCLUDE.findall(text):
         target = target_of(path, header)
