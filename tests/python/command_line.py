@@ -55,7 +55,7 @@ def bf16(values):
     return (np.ascontiguousarray(values, dtype=np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
-DTYPES = {"BF16": np.uint16, "F32": np.float32, "F16": np.float16, "I64": np.int64}
+DTYPES = {"BF16": np.uint16, "F32": np.float32, "F16": np.float16, "I32": np.int32, "I64": np.int64}
 
 
 def write_safetensors(path, tensors):
