@@ -1,6 +1,7 @@
-// Times the few-rows GPU rows against the time to read the same bytes: `us_isolated` (a graph of
-// launches that follow each other fully), `us_chain` (programmatic launches) and `floor_us` (the
-// best of several kernels that only read), all with cold weights, in one process. Prints JSON.
+// Times the GPU row that a plan takes against the time to read the weight's bytes: `us_isolated` (a
+// graph of launches that follow each other fully), `us_chain` (programmatic launches) and
+// `floor_us` (the best of several kernels that only read), all with cold weights, in one process.
+// Prints JSON.
 //
 //   bench_cuda_rows [FORMATS] [M,…] [X_DTYPE]      e.g. int4-g128,nvfp4 1,4,16 bf16
 //
@@ -14,19 +15,19 @@
 #include <string>
 #include <vector>
 
-#include "kernels/cuda/skinny_geometry.h"
+#include "kernels/table.h"
 #include "nibble/core.h"
 #include "nibble/plan.h"
 
 namespace nibble {
 
-int skinny_load();
 // bench/read_floor.cu
 int fill_pattern(void* to, int64_t bytes, uint32_t mask, uint32_t bits);
 int read_once(const void* from, int64_t bytes, int blocks, int threads, void* out, void* stream);
 
 namespace {
 
+constexpr int64_t kXBytes = int64_t{256} << 20;  // 4096 rows of the longest shape
 constexpr int64_t kCodesBytes = int64_t{1} << 30, kScalesBytes = int64_t{512} << 20;
 constexpr int64_t kColdBytes = int64_t{320} << 20;  // more than three times the L2 of any GPU here
 
@@ -74,6 +75,7 @@ struct Memory {
   void *x, *y;
   uint32_t* out;
   CudaDevice device;
+  Device planned;  ///< the same machine as the planner sees it
 };
 
 int copies_of(int64_t bytes) {
@@ -124,30 +126,36 @@ void run_case(const Memory& memory, const std::string& format, int64_t n, int64_
                 scale_bytes = info.section(SectionId::kScales).bytes,
                 zero_bytes = info.section(SectionId::kZeros).bytes;
   const int64_t bytes = code_bytes + scale_bytes + zero_bytes;
-  const int copies = copies_of(bytes), launches = std::max(24, copies);
+  PlanOptions options;
+  options.x_dtype = options.y_dtype = dtype;
+  const Plan made = *plan({m, n, k}, info, memory.planned, options);
+  const KernelInfo& kernel = all_kernels()[static_cast<size_t>(made.matmul().kernel)];
+  const int copies = copies_of(bytes), launches = m > 256 ? 8 : std::max(24, copies);
   const auto time = [&](bool chain) {
     a.device.programmatic = chain;
-    SkinnyArgs args = skinny_args(a);
+    MatmulArgs args = a;
     return graph_us(
         [&](int i, cudaStream_t stream) {
           const int64_t copy = i % copies;
-          args.matmul.w.codes = memory.codes + copy * round_up(code_bytes, 256);
+          args.w.codes = memory.codes + copy * round_up(code_bytes, 256);
           const uint8_t* scales =
               memory.scales + copy * round_up(round_up(scale_bytes, 256) + zero_bytes, 256);
-          args.matmul.w.scales = scales;
-          args.matmul.w.zeros = zero_bytes > 0 ? scales + round_up(scale_bytes, 256) : nullptr;
-          check(skinny_launch(args, stream), "launch");
+          args.w.scales = scales;
+          args.w.zeros = zero_bytes > 0 ? scales + round_up(scale_bytes, 256) : nullptr;
+          check(kernel.cuda_matmul(args, stream), "launch");
         },
-        launches, 51);
+        launches, m > 256 ? 11 : 51);
   };
   const double floor = floor_us(memory, bytes), isolated = time(false), chain = time(true);
   std::printf(
-      "%s  {\"format\": \"%s\", \"m\": %lld, \"n\": %lld, \"k\": %lld, \"x_dtype\": \"%s\", "
+      "%s  {\"row\": \"%s\", \"format\": \"%s\", \"m\": %lld, \"n\": %lld, \"k\": %lld, "
+      "\"x_dtype\": \"%s\", "
       "\"weight_bytes\": %lld, \"us_isolated\": %.2f, \"us_chain\": %.2f, \"floor_us\": %.2f, "
       "\"share_of_floor\": %.3f, \"chain_gbps\": %.0f, \"graph\": true}",
-      first ? "" : ",\n", format.c_str(), static_cast<long long>(m), static_cast<long long>(n),
-      static_cast<long long>(k), dtype_name(dtype), static_cast<long long>(bytes), isolated, chain,
-      floor, floor / isolated, static_cast<double>(bytes) / chain * 1e-3);
+      first ? "" : ",\n", kernel.row.name, format.c_str(), static_cast<long long>(m),
+      static_cast<long long>(n), static_cast<long long>(k), dtype_name(dtype),
+      static_cast<long long>(bytes), isolated, chain, floor, floor / isolated,
+      static_cast<double>(bytes) / chain * 1e-3);
   std::fflush(stdout);
 }
 
@@ -167,17 +175,24 @@ int run(int count, char** arguments) {
   Memory memory{};
   check(cudaMalloc(&memory.codes, kCodesBytes + 4096), "memory");
   check(cudaMalloc(&memory.scales, kScalesBytes), "memory");
-  check(cudaMalloc(&memory.x, 64 << 20), "memory");
-  check(cudaMalloc(&memory.y, 64 << 20), "memory");
+  check(cudaMalloc(&memory.x, kXBytes), "memory");
+  check(cudaMalloc(&memory.y, kXBytes), "memory");
   check(cudaMalloc(&memory.out, 4), "memory");
   memory.device = {10 * properties.major + properties.minor, properties.multiProcessorCount,
                    static_cast<int64_t>(properties.sharedMemPerBlockOptin), true, false};
   check(fill_pattern(memory.codes, kCodesBytes, ~0u, 0), "fill");
   // Bytes that are moderate scales in every dtype.
   check(fill_pattern(memory.scales, kScalesBytes, 0x03030303, 0x3c383c38), "fill");
-  check(fill_pattern(memory.x, 64 << 20, 0x83FF83FF, 0x3c003c00), "fill");
+  check(fill_pattern(memory.x, kXBytes, 0x83FF83FF, 0x3c003c00), "fill");
   check(cudaDeviceSynchronize(), "fill");
-  check(skinny_load(), "load");
+  memory.planned = *Device::named("h200");
+  memory.planned.sm = memory.device.sm;
+  memory.planned.num_sms = memory.device.num_sms;
+  for (const KernelInfo& kernel : cuda_kernels()) {
+    if (kernel.row.min_sm <= memory.device.sm && memory.device.sm <= kernel.row.max_sm) {
+      check(kernel.cuda_load(), kernel.row.name);
+    }
+  }
   int driver = 0, clock_khz = 0;
   check(cudaDriverGetVersion(&driver), "driver");
   check(cudaDeviceGetAttribute(&clock_khz, cudaDevAttrClockRate, 0), "clock");
