@@ -6,6 +6,13 @@
 
 #define NIBBLE_DEVICE __device__ __forceinline__
 
+// BF16 arithmetic and its MMA came with sm_80: the kernels that use them are empty below.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#define NIBBLE_SM80 1
+#else
+#define NIBBLE_SM80 0
+#endif
+
 // Bulk copies, mbarriers with transactions, clusters and programmatic launch came with sm_90.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define NIBBLE_SM90 1

@@ -247,6 +247,7 @@ template <class Config>
 __global__ void __launch_bounds__(32 * Config::kMostWarps,
                                   skinny_blocks_an_sm(Config::kTiles, Config::kZeros))
     skinny_kernel(const __grid_constant__ SkinnyArgs args) {
+#if NIBBLE_SM80
   extern __shared__ __align__(128) uint8_t memory[];
   const SkinnyGeometry& geometry = args.geometry;
   const MatmulArgs& a = args.matmul;
@@ -408,6 +409,7 @@ __global__ void __launch_bounds__(32 * Config::kMostWarps,
 #if NIBBLE_SM90
   if (geometry.cluster > 1) cluster_barrier();  // others may still read this block's sums
 #endif
+#endif  // NIBBLE_SM80
 }
 
 template <Expand kExpand, int kGroup, bool kZeros>
