@@ -88,12 +88,21 @@ int describe_operands(const WideArgs& args, const WideKernel& kernel, int32_t to
   const WeightArgs& w = a.w;
   const auto u32 = [](int64_t v) { return static_cast<cuuint32_t>(v); };
   const auto u64 = [](int64_t v) { return static_cast<cuuint64_t>(v); };
-  const BoxedTensor x{CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                      a.x,
-                      {u64(w.k), u64(a.m)},
-                      {u64(a.x_stride_bytes)},
-                      {64, u32(tokens)}};
-  if (const int error = describe(x, 2, CU_TENSOR_MAP_SWIZZLE_128B, maps.x); error != 0) {
+  // Blocks of 64 columns are a dimension of their own where the last is whole; else the copy engine
+  // has to know where rows end.
+  const BoxedTensor blocks_of_x{CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                                a.x,
+                                {64, u64(a.m), u64(w.k / 64)},
+                                {u64(a.x_stride_bytes), 128},
+                                {64, u32(tokens), u32(kernel.blocks)}};
+  const BoxedTensor rows_of_x{CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                              a.x,
+                              {u64(w.k), u64(a.m)},
+                              {u64(a.x_stride_bytes)},
+                              {64, u32(tokens)}};
+  if (const int error = describe(args.whole_blocks ? blocks_of_x : rows_of_x,
+                                 args.whole_blocks ? 3 : 2, CU_TENSOR_MAP_SWIZZLE_128B, maps.x);
+      error != 0) {
     return error;
   }
   const int64_t panels = w.n_padded / 16;

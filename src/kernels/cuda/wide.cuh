@@ -5,8 +5,8 @@
 //
 //     x       kBlocks times [kTokens][64 columns], swizzled
 //     codes   [8 panels][kBlocks][512 bytes]
-//     scales  [8 panels][kBlocks][values of a block]; groups longer than a block: [kBlocks][8]
-//     zeros   likewise
+//     scales  [8 panels][kBlocks][values of a block]; groups longer than a block: [8
+//     panels][values] zeros   likewise
 //
 //   Two warpgroups of 64 rows each expand a block of codes to BF16 fragments (value * scale,
 //   rounded to BF16) while the tensor cores work on the block before. Where tiles are few, the
@@ -121,35 +121,28 @@ struct WideFeed {
     const uint32_t barrier = memory.full + 8 * stage;
     const uint32_t to = shared_address(memory.stage(stage));
     const int32_t panel = tile.n * kWidePanels;
-    const auto values = static_cast<uint32_t>(Config::kBlocks * kWidePanels * Config::kPanelValues);
-    barrier_expect(barrier, Config::kXBytes + Config::kCodeBytes +
-                                values * static_cast<uint32_t>(args.scale_bytes) +
-                                Config::kZeroBytes);
+    // A stage is no longer than the shortest group of more than a block, so it lies in one such.
+    const bool one_group = Config::kGroupsPerBlock == 1 && args.group_shift > 0;
+    const int32_t values = (one_group ? 1 : Config::kBlocks) * kWidePanels * Config::kPanelValues;
+    const int32_t place = one_group ? first >> args.group_shift : first;
+    barrier_expect(
+        barrier, static_cast<uint32_t>(Config::kXBytes + Config::kCodeBytes +
+                                       values * args.scale_bytes + (Config::kZeros ? values : 0)));
     copy_box(to + Config::kCodesAt, &maps.codes, 0, first, panel, barrier);
-    if (Config::kGroupsPerBlock > 1 || args.group_shift == 0) {
-      copy_box(to + Config::kScalesAt, &maps.scales, 0, first, panel, barrier);
-      if (Config::kZeros) copy_box(to + Config::kZerosAt, &maps.zeros, 0, first, panel, barrier);
-    }
-    if constexpr (Config::kGroupsPerBlock == 1) {
-      if (args.group_shift == 0) return;
-#pragma unroll
-      for (int32_t b = 0; b < Config::kBlocks; ++b) {  // groups longer than a block: one a box
-        const int32_t group = (first + b) >> args.group_shift;
-        const uint32_t at = static_cast<uint32_t>(b * kWidePanels * Config::kPanelValues);
-        copy_box(to + Config::kScalesAt + at * args.scale_bytes, &maps.scales, 0, group, panel,
-                 barrier);
-        if (Config::kZeros) {
-          copy_box(to + Config::kZerosAt + at, &maps.zeros, 0, group, panel, barrier);
-        }
-      }
-    }
+    copy_box(to + Config::kScalesAt, &maps.scales, 0, place, panel, barrier);
+    if (Config::kZeros) copy_box(to + Config::kZerosAt, &maps.zeros, 0, place, panel, barrier);
   }
 
   NIBBLE_DEVICE void tokens(const WideTile& tile, int32_t first, uint32_t stage) {
+    const uint32_t to = shared_address(memory.stage(stage)), barrier = memory.full + 8 * stage;
+    const int32_t token = tile.m * Config::kTokens;
+    if (args.whole_blocks) {
+      copy_box(to, &maps.x, 0, token, first, barrier);
+      return;
+    }
 #pragma unroll
     for (int32_t b = 0; b < Config::kBlocks; ++b) {
-      copy_box(shared_address(memory.stage(stage)) + b * Config::kTokens * 128, &maps.x,
-               (first + b) * 64, tile.m * Config::kTokens, memory.full + 8 * stage);
+      copy_box(to + b * Config::kTokens * 128, &maps.x, (first + b) * 64, token, barrier);
     }
   }
 };
@@ -327,8 +320,8 @@ struct WideConsumer {
       const int32_t local = panel * Config::kBlocks + b;
       const uint4 codes =
           *reinterpret_cast<const uint4*>(stage + Config::kCodesAt + local * 512 + lane * 16);
-      const bool long_group = Config::kGroupsPerBlock == 1 && args.group_shift > 0;
-      const int32_t values = (long_group ? b * kWidePanels + panel : local) * Config::kPanelValues;
+      const bool one_group = Config::kGroupsPerBlock == 1 && args.group_shift > 0;
+      const int32_t values = (one_group ? panel : local) * Config::kPanelValues;
       BlockScales<Config> scales;
       scales.load(args, stage + Config::kScalesAt + values * args.scale_bytes,
                   stage + Config::kZerosAt + values, lane / 4);

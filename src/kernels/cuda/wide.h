@@ -25,6 +25,7 @@ struct WideArgs {
   int32_t split;             ///< blocks of a cluster that share a tile
   int32_t tiles_n, tiles_m;  ///< of kWideRows rows, of the kernel's tokens
   int32_t group_shift;       ///< groups of 64 and more: block >> group_shift is the group
+  bool whole_blocks;         ///< K is a multiple of 64: a box of x may hold several blocks
   int32_t scale_bytes;       ///< of one value
   bool vectors;              ///< outputs need a factor a row alone; y takes 16 bytes at a time
 };

@@ -60,6 +60,7 @@ inline WideArgs wide_args(const MatmulArgs& matmul, const WideGeometry& geometry
   args.tiles_n = static_cast<int32_t>(wide::tiles_of(w.n_padded, kWideRows));
   args.tiles_m = static_cast<int32_t>(wide::tiles_of(matmul.m, geometry.tokens));
   args.group_shift = w.num_groups == 1 ? 31 : w.group == 128 ? 1 : 0;
+  args.whole_blocks = w.k % 64 == 0;
   args.scale_bytes = w.scale_dtype == DType::kF32                                    ? 4
                      : w.scale_dtype == DType::kBF16 || w.scale_dtype == DType::kF16 ? 2
                                                                                      : 1;

@@ -8,7 +8,7 @@ namespace nibble {
 
 /// Where the copy engine finds the operands of a call.
 struct WideMaps {
-  CUtensorMap x;       ///< [m][k] in boxes of tokens x 64 columns
+  CUtensorMap x;       ///< [m][k] in boxes of tokens x 64 columns, or of several such blocks
   CUtensorMap codes;   ///< [panels][blocks][512 bytes]
   CUtensorMap scales;  ///< [panels][blocks, or groups where they are longer][values of one]
   CUtensorMap zeros;   ///< likewise
