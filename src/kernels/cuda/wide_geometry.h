@@ -26,7 +26,7 @@ inline double block_cycles(int32_t tokens) {
 inline WideGeometry geometry(int64_t n_padded, int64_t k_padded, int64_t m,
                              const ClusterSlots& slots) {
   constexpr double kStartCycles = 4000;    // launch, first copies, last stores
-  constexpr double kClusterCycles = 3000;  // two barriers and the sum of the parts
+  constexpr double kClusterCycles = 5000;  // two barriers and the sum of the parts, 64 tokens
   const int64_t blocks = k_padded / 64;
   WideGeometry best{256, 1};
   double best_cycles = 0;
