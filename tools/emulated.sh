@@ -5,7 +5,8 @@
 #   tools/emulated.sh BUILD [QEMU_CPU...]        (default: max neoverse-n1 cortex-a53)
 #
 # Left out: what measures time, which means nothing here; a fork of a process with threads, which
-# qemu-user does not do; and the pinning of all threads of the process, which has the emulator's too. The last line is `N passed, N failed`. Exit code 1 when one failed.
+# qemu-user does not do; and the pinning of all threads of the process, which has the emulator's
+# too. The last line is `N passed, N failed`. Exit code 1 when one failed.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 build=${1:?usage: tools/emulated.sh BUILD [QEMU_CPU...]}
