@@ -3,10 +3,7 @@
 import json
 
 import numpy as np
-import pytest
-from command_line import COMMANDS, read_safetensors, run_ok
-
-needs_convert = pytest.mark.skipif("convert" not in COMMANDS, reason="no command convert")
+from command_line import read_safetensors, run_ok
 
 
 def write_layers(folder, layers, quantization):

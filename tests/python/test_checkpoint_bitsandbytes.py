@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 from bitsandbytes.backends.default import ops  # noqa: E402
-from decoded_layers import decoded, needs_convert, write_layers  # noqa: E402
+from decoded_layers import decoded, write_layers  # noqa: E402
 
 # Blocks that divide rows, cross them, are longer than them; short last blocks; odd sizes.
 SHAPES = [(48, 256), (56, 144), (9, 136), (33, 96), (7, 40), (4, 1024), (5, 33), (1, 200)]
@@ -33,7 +33,6 @@ def expected(packed, state, shape):
     return weight.reshape(shape).numpy()
 
 
-@needs_convert
 @pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16])
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])

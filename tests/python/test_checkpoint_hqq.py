@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 hqq = pytest.importorskip("hqq.core.quantize", reason="hqq is not installed")
 from command_line import UNSUPPORTED, run  # noqa: E402
-from decoded_layers import decoded, needs_convert, write_layers  # noqa: E402
+from decoded_layers import decoded, write_layers  # noqa: E402
 
 # (n, k, group; None: the whole row, or column): groups that divide rows, cross them, are longer.
 CASES = [(48, 192, 64), (56, 144, 64), (40, 96, 128), (8, 72, 16), (16, 72, 64), (24, 80, None)]
@@ -36,7 +36,6 @@ def check(folder, layers, dtype=torch.float32):
             np.testing.assert_allclose(ours[name], want, rtol=0, atol=eps * np.abs(want).max())
 
 
-@needs_convert
 @pytest.mark.parametrize("view_as_float", [False, True])
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("nbits", [4, 8])
@@ -52,7 +51,6 @@ def test_every_shape_decodes_as_the_package_does(nbits, axis, view_as_float, tmp
     check(tmp_path / "model", layers)
 
 
-@needs_convert
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_sixteen_bit_scales_and_zeros(dtype, tmp_path):
     layers = {

@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("modelopt", reason="nvidia-modelopt is not installed")
 qtensor = pytest.importorskip("modelopt.torch.quantization.qtensor")
-from decoded_layers import decoded, needs_convert, write_layers  # noqa: E402
+from decoded_layers import decoded, write_layers  # noqa: E402
 from modelopt.torch.export import quant_utils  # noqa: E402
 
 SHAPES = [(48, 96), (10, 160), (3, 512), (130, 64)]
@@ -32,7 +32,6 @@ def weights():
         yield f"l{n}x{k}", weight
 
 
-@needs_convert
 @pytest.mark.parametrize("block", [16, 32])
 def test_nvfp4(block, tmp_path):
     layers, want = {}, {}
@@ -49,7 +48,6 @@ def test_nvfp4(block, tmp_path):
     check(tmp_path / "model", layers, want, "W4A8_NVFP4_FP8" if block == 32 else "NVFP4")
 
 
-@needs_convert
 def test_mxfp4(tmp_path):
     layers, want = {}, {}
     for name, weight in weights():
@@ -60,7 +58,6 @@ def test_mxfp4(tmp_path):
     check(tmp_path / "model", layers, want, "mxfp4")
 
 
-@needs_convert
 @pytest.mark.parametrize("block", [16, 32, 64])
 def test_int4_packed_along_n(block, tmp_path):
     layers, want = {}, {}
@@ -76,7 +73,6 @@ def test_int4_packed_along_n(block, tmp_path):
     check(tmp_path / "model", layers, want, "W4A16_AWQ")
 
 
-@needs_convert
 @pytest.mark.parametrize("scales", ["tensor", "row", "blocks"])
 def test_fp8(scales, tmp_path):
     layers, want = {}, {}
@@ -97,7 +93,6 @@ def test_fp8(scales, tmp_path):
     check(tmp_path / "model", layers, want, names[scales])
 
 
-@needs_convert
 def test_mxfp8(tmp_path):
     layers, want = {}, {}
     for name, weight in weights():

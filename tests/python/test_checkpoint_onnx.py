@@ -8,7 +8,6 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
 import ml_dtypes  # noqa: E402
 from command_line import (  # noqa: E402
-    COMMANDS,
     CORRUPT,
     assert_fails,
     read_safetensors,
@@ -18,7 +17,6 @@ from command_line import (  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 
-needs_convert = pytest.mark.skipif("convert" not in COMMANDS, reason="no command convert")
 SCALES = {
     "f32": (TensorProto.FLOAT, np.float32),
     "f16": (TensorProto.FLOAT16, np.float16),
@@ -112,7 +110,6 @@ def reference_matrix(model, columns, scale):
     return np.asarray(ReferenceEvaluator(model).run(["w"], {"x": x})[0])
 
 
-@needs_convert
 @pytest.mark.parametrize("external", [None, "one", "many"])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", list(CODES))
@@ -136,7 +133,6 @@ def test_dequantize_linear_is_the_reference_evaluators(dtype, transposed, extern
                 np.testing.assert_array_equal(ours, expected, err_msg=str((shape, block, scale)))
 
 
-@needs_convert
 @pytest.mark.parametrize("product", ["f32", "f16", "bf16"])
 def test_nvfp4_is_two_nodes(product, tmp_path):
     rng = np.random.default_rng(12)
@@ -228,7 +224,6 @@ def session_outputs(model, feed, folder):
     return dict(zip(names, session.run(names, feed), strict=True))
 
 
-@needs_convert
 @pytest.mark.parametrize(
     "bits, zero",
     [(4, "none"), (4, "packed"), (4, "float"), (8, "none"), (8, "packed")],  # all that it runs
@@ -248,7 +243,6 @@ def test_matmul_nbits_is_onnxruntimes(block, bits, zero, tmp_path):
             np.testing.assert_array_equal(ours, expected)
 
 
-@needs_convert
 def test_group_index_is_onnxruntimes(tmp_path):
     # Without zero points: with a group index, onnxruntime 1.31 does not read them at all.
     rng = np.random.default_rng(15)
@@ -261,7 +255,6 @@ def test_group_index_is_onnxruntimes(tmp_path):
     np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-6 * abs(expected).max())
 
 
-@needs_convert
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("dtype", ["int4", "uint4", "uint8 of 4 bits", "uint8 of 8 bits"])
 @pytest.mark.parametrize("block", [16, 32, 128])
@@ -292,7 +285,6 @@ def test_gather_block_quantized_is_onnxruntimes(block, dtype, zero, tmp_path):
     np.testing.assert_array_equal(dense(folder)["embed.weight"], expected)
 
 
-@needs_convert
 @pytest.mark.parametrize("form", ["QOperator", "QDQ"])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("block", [16, 32, 64, 128, 256])

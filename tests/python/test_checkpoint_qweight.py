@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from command_line import CORRUPT, UNSUPPORTED, run, run_json, write_safetensors
-from decoded_layers import decoded, needs_convert
+from decoded_layers import decoded
 
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 # n, k, group: words, tiles and groups that are full, short, long, or one for the row.
@@ -87,7 +87,6 @@ def assert_same(folder, layer):
     np.testing.assert_array_equal(got, layer.weight())
 
 
-@needs_convert
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("act_order", [False, True], ids=["in order", "act-order"])
 @pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
@@ -99,7 +98,6 @@ def test_gptq_decodes_by_its_rule(version, bits, symmetric, act_order, shape, tm
     assert_same(folder, layer)
 
 
-@needs_convert
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_awq_decodes_by_its_rule(shape, tmp_path):
     layer = Layer(*shape)
@@ -107,7 +105,6 @@ def test_awq_decodes_by_its_rule(shape, tmp_path):
     assert_same(write(tmp_path / "in", layer.awq(), config), layer)
 
 
-@needs_convert
 def test_both_are_recognised_by_their_tensors_alone(tmp_path):
     layer = Layer(40, 96, 32)
     assert_same(write(tmp_path / "gptq", layer.gptq(1), None), layer)
@@ -122,7 +119,6 @@ def test_inspect_says_what_was_found(tmp_path):
     assert "act-order" in json.dumps(found)
 
 
-@needs_convert
 def test_what_is_not_read_is_refused_with_its_name(tmp_path):
     layer = Layer(32, 64, 32)
     awq = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv"}
