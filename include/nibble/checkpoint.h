@@ -82,8 +82,9 @@ struct DenseRows {
 /// Files must not be changed or truncated while they are mapped.
 class Checkpoint {
  public:
-  /// Maps the files and checks every header; reads no tensor. A path to a file takes that file
-  /// alone, without the config.json beside it.
+  /// Maps the files and checks every header; of tensors it reads only what says how layers are
+  /// stored (the order of groups, a scale's few bytes, ONNX values in typed fields), no weights. A
+  /// path to a file takes that file alone, without the config.json beside it.
   /// Errors: kIo (missing, unreadable), kCorruptFile (file and tensor named), kUnsupported (a
   /// directory without a model, or with several safetensors files and no index).
   static Result<Checkpoint> open(const std::string& path);

@@ -41,7 +41,7 @@ struct LinearOptions {
 Result<PackedWeight> upload(const PackedWeight& weight, const Device& device);
 
 /// Loads what the plan's kernels need on the device (modules, attributes), so that no later call
-/// does; Linear::create calls it. CPU plans need nothing.
+/// does. Linear::create does so for every row that its calls may take. CPU plans need nothing.
 Status prepare(const Plan& plan, const Device& device);
 
 /// y = x W^T for one packed weight. `run` is const and re-entrant when every caller brings its

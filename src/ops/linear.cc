@@ -205,8 +205,8 @@ Result<Linear> Linear::create(PackedWeight weight, LinearOptions options) {
   // name may take another dtype or more rows than the first request.
   if (state->options.kernel.empty()) {
     for (const int64_t rows : {int64_t{1}, state->options.band_rows}) {
-      NIBBLE_ASSIGN_OR_RETURN(const Plan plan, state->plan_band(rows, DType::kF32, DType::kF32, 1));
-      NIBBLE_RETURN_IF_ERROR(prepare(plan, state->options.device));
+      const auto plan = state->plan_band(rows, DType::kF32, DType::kF32, 1);
+      if (!plan.ok()) return plan.status();
     }
   }
   if (state->options.device.backend == Backend::kCuda) {

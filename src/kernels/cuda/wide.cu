@@ -56,12 +56,43 @@ WideInstance instance_of(const WeightArgs& w) {
   return nullptr;
 }
 
-/// What wide_load found out about the device; the same for every kernel, whose blocks fill an SM.
+/// What does not change while a process runs; the same for every kernel, whose blocks fill an SM.
 struct DeviceFacts {
+  int error = cudaSuccess;
   wide::ClusterSlots slots{};
   PFN_cuTensorMapEncodeTiled_v12000 encode = nullptr;
 };
-DeviceFacts g_facts;
+
+DeviceFacts find_facts() {
+  DeviceFacts facts;
+  void* encode = nullptr;
+  cudaDriverEntryPointQueryResult found;
+  facts.error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000,
+                                                 cudaEnableDefault, &found);
+  if (facts.error == cudaSuccess && encode == nullptr) facts.error = cudaErrorNotSupported;
+  facts.encode = reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(encode);
+  const WideKernel kernel = kInstances[0].of(64, false);
+  for (int32_t size = 1; size <= kWideMostSplit && facts.error == cudaSuccess; ++size) {
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(size) * 1024);
+    config.blockDim = dim3(static_cast<unsigned>(kernel.threads));
+    config.dynamicSmemBytes = static_cast<size_t>(kernel.shared_bytes);
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    facts.error = cudaOccupancyMaxActiveClusters(&facts.slots[static_cast<size_t>(size)],
+                                                 kernel.kernel, &config);
+  }
+  return facts;
+}
+
+/// Found by the first wide_load, after the attributes are set.
+const DeviceFacts& device_facts() {
+  static const DeviceFacts facts = find_facts();
+  return facts;
+}
 
 /// A dense tensor of up to three dimensions, innermost first, and the box that one copy moves.
 struct BoxedTensor {
@@ -76,9 +107,9 @@ int describe(const BoxedTensor& t, unsigned dimensions, CUtensorMapSwizzle swizz
              CUtensorMap& map) {
   constexpr cuuint32_t kSteps[] = {1, 1, 1};
   const CUresult error =
-      g_facts.encode(&map, t.type, dimensions, const_cast<void*>(t.data), t.sizes, t.strides, t.box,
-                     kSteps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-                     CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      device_facts().encode(&map, t.type, dimensions, const_cast<void*>(t.data), t.sizes, t.strides,
+                            t.box, kSteps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return error == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
@@ -137,13 +168,6 @@ int describe_operands(const WideArgs& args, const WideKernel& kernel, int32_t to
 
 // Attributes are set for every instance, so that the first call may stand in a graph capture.
 int wide_load() {
-  void* encode = nullptr;
-  cudaDriverEntryPointQueryResult found;
-  if (const int error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000,
-                                                         cudaEnableDefault, &found);
-      error != 0) {
-    return error;
-  }
   for (const InstanceRow& row : kInstances) {
     for (const int32_t tokens : {64, 128, 256}) {
       for (const bool zeros : {false, true}) {
@@ -157,27 +181,7 @@ int wide_load() {
       }
     }
   }
-  DeviceFacts facts;
-  facts.encode = reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(encode);
-  const WideKernel kernel = kInstances[0].of(64, false);
-  for (int32_t size = 1; size <= kWideMostSplit; ++size) {
-    cudaLaunchAttribute cluster{};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(size) * 1024);
-    config.blockDim = dim3(static_cast<unsigned>(kernel.threads));
-    config.dynamicSmemBytes = static_cast<size_t>(kernel.shared_bytes);
-    config.attrs = &cluster;
-    config.numAttrs = 1;
-    if (const int error = cudaOccupancyMaxActiveClusters(&facts.slots[static_cast<size_t>(size)],
-                                                         kernel.kernel, &config);
-        error != 0) {
-      return error;
-    }
-  }
-  g_facts = facts;
-  return cudaSuccess;
+  return device_facts().error;
 }
 
 int wide_matmul(const MatmulArgs& matmul, void* stream) {
@@ -189,7 +193,8 @@ int wide_matmul(const MatmulArgs& matmul, void* stream) {
   const WeightArgs& w = matmul.w;
   const WideInstance of = instance_of(w);
   if (of == nullptr || matmul.m > INT32_MAX) return cudaErrorInvalidConfiguration;
-  const WideGeometry geometry = wide::geometry(w.n_padded, w.k_padded, matmul.m, g_facts.slots);
+  const WideGeometry geometry =
+      wide::geometry(w.n_padded, w.k_padded, matmul.m, device_facts().slots);
   WideArgs args = wide_args(matmul, geometry);
   const WideKernel kernel = of(geometry.tokens, w.zero_kind != ZeroKind::kNone);
   WideMaps maps;
